@@ -1,0 +1,41 @@
+"""D2-Net (Dusmanu et al., CVPR 2019) as a drop-in `cv2.Feature2D`.
+
+>>> import cv2, d2feat
+>>> d2 = d2feat.create(nfeatures=2048)                    # was: cv2.SIFT_create(nfeatures=2048)
+>>> keypoints, descriptors = d2.detectAndCompute(image)   # doctest: +SKIP
+>>> matches = d2feat.match(descriptors, descriptors2)     # doctest: +SKIP
+
+The folder reads in the direction the data flows: `images` (what callers pass), `model` and `session` (the
+ONNX graph and what runs it), `features` and `keypoints` (arrays and `cv2.KeyPoint` objects), `feature2d`
+(OpenCV's interface around it all), `matching`.
+"""
+
+try:
+    import cv2 as _cv2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"d2feat needs OpenCV, which cannot be imported ({error}); install a flavour: "
+        "pip install 'd2feat[opencv]', or opencv-python-headless on a server"
+    ) from error
+
+from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
+from .feature2d import MULTISCALE, D2Feature, create
+from .features import Features
+from .matching import match
+from .model import available_models
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MULTISCALE",
+    "D2FeatError",
+    "D2Feature",
+    "Features",
+    "InputError",
+    "ModelError",
+    "OutOfMemoryError",
+    "ProviderError",
+    "available_models",
+    "create",
+    "match",
+]

@@ -1,0 +1,496 @@
+"""`D2Feature`: D2-Net behind the interface of `cv2.Feature2D`."""
+
+import contextlib
+import functools
+import inspect
+import operator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+from .features import Features, Floats
+from .images import Image, as_image, as_mask
+from .keypoints import describable, read_keypoints
+from .model import DEFAULT
+from .session import Provider, Session, open_session
+
+MULTISCALE: Final = (0.5, 1.0, 2.0)
+"""The paper's pyramid (section 3.3): more features, found at more sizes, at five times the cost."""
+
+KeyPoints = tuple[cv2.KeyPoint, ...]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _cv2_call(function: Callable[P, R]) -> Callable[P, R]:
+    """Arguments that do not fit raise an error that is a `cv2.error`, as OpenCV's own bindings do."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            names = ", ".join(name for name in signature.parameters if name != "self")
+            raise InputError(f"{function.__name__}: {error}; its parameters are {names}") from None
+        return function(*args, **kwargs)
+
+    return call
+
+
+class D2Feature:
+    """D2-Net (Dusmanu et al., CVPR 2019) with the methods, arguments and results of `cv2.SIFT`.
+
+    Made by `d2feat.create`, which documents the parameters. May be used from several threads at once, be
+    copied and pickled. `isinstance(x, cv2.Feature2D)` holds, but OpenCV's C++ functions cannot take it: they
+    raise TypeError.
+    """
+
+    def __init__(
+        self,
+        nfeatures: int = 0,
+        scoreThreshold: float = 0.0,
+        scales: Sequence[float] = (1.0,),
+        maxEdge: int = 1600,
+        maxSumEdges: int = 2800,
+        *,
+        model: str | os.PathLike[str] = DEFAULT,
+        provider: Provider = "auto",
+        threads: int = 0,
+    ) -> None:
+        self._model, self._provider, self._threads = os.fspath(model), provider, _whole(threads, "threads")
+        self.setNFeatures(nfeatures)
+        self.setScoreThreshold(scoreThreshold)
+        self.setScales(scales)
+        self.setMaxEdge(maxEdge)
+        self.setMaxSumEdges(maxSumEdges)
+        self._session  # noqa: B018  (a model that cannot be loaded is an error here, not at the first image)
+
+    @staticmethod
+    def create(*args: Any, **kwargs: Any) -> "D2Feature":
+        """`d2feat.create`, where `cv2.SIFT.create` was written."""
+        return create(*args, **kwargs)
+
+    # A real subclass of cv2.Feature2D crashes the interpreter when C++ is handed it; this answers
+    # isinstance() and nothing else.
+    __class__ = property(lambda self: cv2.Feature2D)  # type: ignore[assignment]
+
+    @property
+    def _session(self) -> Session:
+        return open_session(self._model, self._provider, self._threads)
+
+    # ---- detection and description
+
+    @_cv2_call
+    def detectAndCompute(
+        self,
+        image: Any,
+        mask: Any = None,
+        descriptors: Any = None,
+        useProvidedKeypoints: bool = False,
+    ) -> tuple[KeyPoints, Any]:
+        """Detect keypoints and compute their descriptors.
+
+        Args:
+            image: uint8 array or `cv2.UMat`: H x W (grey) or H x W x C (1 grey, 2 grey and alpha, 3 BGR,
+                4 BGRA); any size, any strides.
+            mask: H x W uint8 or bool, non-zero where keypoints may lie; None or empty for everywhere.
+            descriptors: array to write into, if it is float32, contiguous and of the right shape.
+            useProvidedKeypoints: as in OpenCV's Python interface, no keypoints can be provided here, so
+                True gives none; `compute` describes given keypoints.
+
+        Returns:
+            Tuple of N `cv2.KeyPoint`, best first, and N x C float32 descriptors of unit length;
+            ``((), None)`` if there are none. Descriptors are a UMat if the image is.
+
+        Raises:
+            InputError: an argument is unusable.
+        """
+        if isinstance(image, (list, tuple)):
+            raise InputError("detectAndCompute takes one image; for several there is detectAndComputeBatch")
+        if useProvidedKeypoints:
+            as_image(image)
+            return (), None
+        keypoints, found = self.extract(image, mask).to_opencv()
+        return keypoints, _deliver(found, descriptors, image)
+
+    @_cv2_call
+    def detectAndComputeBatch(
+        self, images: Any, masks: Any = None
+    ) -> tuple[tuple[KeyPoints, ...], tuple[Any, ...]]:
+        """`detectAndCompute` of several images: tuple of tuples of keypoints, tuple of descriptors.
+
+        Args:
+            images: sequence of images.
+            masks: sequence of as many masks, or None.
+        """
+        pairs = [self.detectAndCompute(image, mask) for image, mask in _paired(images, masks, "masks")]
+        return tuple(keypoints for keypoints, _ in pairs), tuple(descriptors for _, descriptors in pairs)
+
+    @_cv2_call
+    def detect(self, image: Any, mask: Any = None) -> Any:
+        """Detect keypoints: a tuple of `cv2.KeyPoint`, or of such tuples for a list of images (and masks)."""
+        if isinstance(image, (list, tuple)):
+            return tuple(self.detect(one, other) for one, other in _paired(image, mask, "masks"))
+        return self.extract(image, mask).to_keypoints()
+
+    @_cv2_call
+    def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> tuple[Any, Any]:
+        """Describe given keypoints: the dense map is interpolated where they are.
+
+        With several scales each keypoint is described at the level nearest to its scale, ``size`` / 32, so
+        that ``compute(image, detect(image))`` gives what `detectAndCompute` does.
+
+        Args:
+            image: as for `detectAndCompute`, or a list of images.
+            keypoints: sequence of `cv2.KeyPoint`, or a list of such sequences.
+            descriptors: as for `detectAndCompute`.
+
+        Returns:
+            The keypoints that could be described, in order, as new objects, and their N x C descriptors.
+            Keypoints outside the image, not finite or without a positive size are dropped, as
+            `cv2.Feature2D.compute` documents. ``((), None)`` if none is left.
+        """
+        if isinstance(image, (list, tuple)):
+            pairs = [self.compute(one, other) for one, other in _paired(image, keypoints, "keypoints")]
+            return tuple(kept for kept, _ in pairs), tuple(found for _, found in pairs)
+        pixels = as_image(image)
+        keypoints = (
+            () if keypoints is None else tuple(keypoints) if isinstance(keypoints, Iterable) else keypoints
+        )
+        points = read_keypoints(keypoints)
+        kept = describable(points, (pixels.shape[1], pixels.shape[0]))
+        if len(kept) == 0:
+            return (), None
+        found = self.describe(pixels, points[kept])
+        return tuple(_copied(keypoints[i]) for i in kept), _deliver(found, descriptors, image)
+
+    # ---- arrays instead of objects
+
+    def extract(self, image: Any, mask: Any = None) -> Features:
+        """Keypoints and descriptors as arrays, best first; arguments as for `detectAndCompute`."""
+        pixels = as_image(image)
+        height, width = pixels.shape[:2]
+        allowed = as_mask(mask, (height, width))
+        nfeatures, threshold = self._nfeatures, self._score_threshold
+        resized = self._resized(pixels)
+        limit = nfeatures if allowed is None and nfeatures > 0 else -1
+        outputs = self._session.run(resized, self._scales, limit)
+        keypoints = self._to_image(outputs.keypoints, resized, pixels)
+        factor = np.float32(np.sqrt(width * height / (resized.shape[0] * resized.shape[1])))
+        features = Features(
+            keypoints, outputs.scores, outputs.scales * factor, outputs.descriptors, (width, height)
+        )
+        if allowed is not None and len(features):
+            # As cv2.KeyPointsFilter.runByPixelsMask reads a mask.
+            column, row = (keypoints + np.float32(0.5)).astype(np.int64).T
+            features = features[allowed[row.clip(0, height - 1), column.clip(0, width - 1)]]
+        if threshold > 0:
+            features = features[features.scores > threshold]
+        return features[:nfeatures] if 0 < nfeatures < len(features) else features
+
+    def describe(self, image: Any, points: npt.ArrayLike) -> Floats:
+        """M x C descriptors at M x 3 points, (x, y, scale) in pixels of the image.
+
+        Points outside of the image are described at its border.
+        """
+        pixels = as_image(image)
+        resized = self._resized(pixels)
+        values = np.array(points, np.float32).reshape(-1, 3)
+        if not np.isfinite(values).all() or not (values[:, 2] > 0).all():
+            raise InputError("points must be finite and their scales positive")
+        values[:, :2] = self._to_image(values[:, :2], pixels, resized)
+        values[:, 2] *= np.sqrt(resized.shape[0] * resized.shape[1] / (pixels.shape[0] * pixels.shape[1]))
+        return self._session.run(resized, self._scales, 0, values).point_descriptors
+
+    def _resized(self, image: Image) -> Image:
+        """The image, made smaller if its longer edge or the sum of its edges is above the limits."""
+        height, width = image.shape[:2]
+        factor = 1.0
+        if 0 < self._max_edge < max(height, width):
+            factor = self._max_edge / max(height, width)
+        if 0 < self._max_sum_edges < factor * (height + width):
+            factor = self._max_sum_edges / (height + width)
+        if factor == 1.0:
+            return image
+        size = max(1, int(width * factor)), max(1, int(height * factor))
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+
+    def _to_image(self, positions: Floats, source: Image, target: Image) -> Floats:
+        """Positions in pixels of `source` to pixels of `target`, the same picture resized."""
+        if source.shape == target.shape:
+            return positions
+        factor: Floats = np.divide(target.shape[1::-1], source.shape[1::-1], dtype=np.float32)
+        if self._session.info.coordinates == "upstream":
+            return positions * factor
+        return (positions + np.float32(0.5)) * factor - np.float32(0.5)
+
+    # ---- parameters
+
+    @_cv2_call
+    def setNFeatures(self, maxFeatures: int) -> None:
+        """Keep at most so many features, those with the highest response; 0 or less keeps all."""
+        self._nfeatures = _whole(maxFeatures, "nfeatures")
+
+    def getNFeatures(self) -> int:
+        """Largest number of features; 0 or less means all."""
+        return self._nfeatures
+
+    # ORB and GFTT call it so.
+    setMaxFeatures = setNFeatures
+    getMaxFeatures = getNFeatures
+
+    @_cv2_call
+    def setScoreThreshold(self, threshold: float) -> None:
+        """Keep features whose response is above this."""
+        self._score_threshold = _real(threshold, "scoreThreshold")
+
+    def getScoreThreshold(self) -> float:
+        """Response above which features are kept."""
+        return self._score_threshold
+
+    @_cv2_call
+    def setScales(self, scales: Sequence[float]) -> None:
+        """Sizes of the pyramid's levels relative to the image, in any order, such as `MULTISCALE`."""
+        try:
+            values = np.unique(np.asarray(scales, np.float64).reshape(-1))
+        except (TypeError, ValueError):
+            raise InputError(f"scales must be numbers, not {scales!r}") from None
+        if len(values) == 0 or not np.isfinite(values).all() or values[0] <= 0:
+            raise InputError(f"scales must be one or more positive numbers, not {scales!r}")
+        self._scales = values
+
+    def getScales(self) -> tuple[float, ...]:
+        """Sizes of the pyramid's levels relative to the image."""
+        return tuple(self._scales.tolist())
+
+    @_cv2_call
+    def setMaxEdge(self, pixels: int) -> None:
+        """Images whose longer edge is above this are made smaller first; 0 or less for no limit."""
+        self._max_edge = _whole(pixels, "maxEdge")
+
+    def getMaxEdge(self) -> int:
+        """Largest longer edge in pixels."""
+        return self._max_edge
+
+    @_cv2_call
+    def setMaxSumEdges(self, pixels: int) -> None:
+        """Images whose width plus height is above this are made smaller first; 0 or less for no limit."""
+        self._max_sum_edges = _whole(pixels, "maxSumEdges")
+
+    def getMaxSumEdges(self) -> int:
+        """Largest sum of width and height in pixels."""
+        return self._max_sum_edges
+
+    # ---- what cv2.Feature2D says of itself
+
+    def descriptorSize(self) -> int:
+        """Elements of a descriptor."""
+        return self._session.info.channels
+
+    def descriptorType(self) -> int:
+        """`cv2.CV_32F`."""
+        return cv2.CV_32F
+
+    def defaultNorm(self) -> int:
+        """`cv2.NORM_L2`."""
+        return cv2.NORM_L2
+
+    def empty(self) -> bool:
+        """False: there is a model."""
+        return False
+
+    def clear(self) -> None:
+        """Nothing to clear, as with `cv2.SIFT`."""
+
+    def getDefaultName(self) -> str:
+        """Name under which OpenCV's classes would file it."""
+        return "Feature2D.D2Feature"
+
+    # ---- persistence
+
+    @_cv2_call
+    def write(self, fs: Any, name: str | None = None) -> None:
+        """Write the parameters to a `cv2.FileStorage` (under `name`, if given) or to a new file at a path."""
+        if isinstance(fs, (str, os.PathLike)):
+            with _opened(fs, cv2.FILE_STORAGE_WRITE) as storage:
+                self.write(storage)
+            return
+        if not isinstance(fs, cv2.FileStorage):
+            raise InputError(f"write takes a path or a cv2.FileStorage, not {type(fs).__name__}")
+        if name is not None:
+            fs.startWriteStruct(name, cv2.FileNode_MAP)
+        fs.write("name", self.getDefaultName())
+        fs.write("model", self._model)
+        fs.write("nfeatures", self._nfeatures)
+        fs.write("scoreThreshold", self._score_threshold)
+        fs.write("scales", self._scales)
+        fs.write("maxEdge", self._max_edge)
+        fs.write("maxSumEdges", self._max_sum_edges)
+        if name is not None:
+            fs.endWriteStruct()
+
+    @_cv2_call
+    def read(self, fn: Any) -> None:
+        """Read the parameters, model included, from a `cv2.FileNode` or a file of `write` or `save`."""
+        if isinstance(fn, (str, os.PathLike)):
+            with _opened(fn, cv2.FILE_STORAGE_READ) as storage:
+                root = storage.root()
+                self.read(root if not root.getNode("nfeatures").empty() else root.getNode("D2Feature"))
+            return
+        if not isinstance(fn, cv2.FileNode):
+            raise InputError(f"read takes a path or a cv2.FileNode, not {type(fn).__name__}")
+        nodes = {key: fn.getNode(key) for key in ("name", "model", "nfeatures", "scoreThreshold", "scales")}
+        nodes |= {key: fn.getNode(key) for key in ("maxEdge", "maxSumEdges")}
+        if any(node.empty() for node in nodes.values()) or nodes["name"].string() != self.getDefaultName():
+            raise InputError("the node does not hold the parameters of a D2Feature")
+        # All is checked before anything is changed.
+        fresh = D2Feature(
+            int(nodes["nfeatures"].real()),
+            nodes["scoreThreshold"].real(),
+            nodes["scales"].mat().ravel().tolist(),
+            int(nodes["maxEdge"].real()),
+            int(nodes["maxSumEdges"].real()),
+            model=nodes["model"].string(),
+            provider=self._provider,
+            threads=self._threads,
+        )
+        self.__dict__.update(fresh.__dict__)
+
+    @_cv2_call
+    def save(self, filename: str) -> None:
+        """Write the parameters to a new file, under "D2Feature"."""
+        with _opened(filename, cv2.FILE_STORAGE_WRITE) as storage:
+            self.write(storage, "D2Feature")
+
+    # ---- copying and printing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sizes = self._max_edge, self._max_sum_edges
+        make = functools.partial(D2Feature, model=self._model, provider=self._provider, threads=self._threads)
+        return make, (self._nfeatures, self._score_threshold, self.getScales(), *sizes)
+
+    def __repr__(self) -> str:
+        session = self._session
+        where = session.provider.removesuffix("ExecutionProvider")
+        where += f", {session.threads} threads" if where == "CPU" else ""
+        return (
+            f"D2Feature(nfeatures={self._nfeatures}, scoreThreshold={self._score_threshold:g}, "
+            f"scales={self.getScales()}, maxEdge={self._max_edge}, maxSumEdges={self._max_sum_edges}, "
+            f"model={session.info.name!r} {session.info.version}, on {where})"
+        )
+
+
+@_cv2_call
+def create(
+    nfeatures: int = 0,
+    scoreThreshold: float = 0.0,
+    scales: Sequence[float] = (1.0,),
+    maxEdge: int = 1600,
+    maxSumEdges: int = 2800,
+    *,
+    model: str | os.PathLike[str] = DEFAULT,
+    provider: Provider = "auto",
+    threads: int = 0,
+) -> D2Feature:
+    """A D2-Net feature detector and descriptor, used as `cv2.SIFT_create()`'s result is.
+
+    Args:
+        nfeatures: keep at most so many features, those with the highest response, after the mask and the
+            threshold; 0 or less keeps all.
+        scoreThreshold: keep features whose response is above this.
+        scales: sizes of the image pyramid's levels relative to the image. One level is fastest;
+            `d2feat.MULTISCALE` is the paper's three.
+        maxEdge, maxSumEdges: images whose longer edge, or whose width plus height, is above these are made
+            smaller first, as the original does, for time and memory grow with the pixels; keypoints are
+            mapped back. 0 or less for no limit.
+        model: name of a bundled or downloaded model (``d2feat models`` lists them), or path of a file that
+            ``python -m export`` made.
+        provider: "auto" (CUDA if it loads, else CPU), "cuda", "tensorrt", "cpu", or a list as ONNX Runtime's
+            `InferenceSession` takes it. A provider asked for by name is used or an error is raised.
+        threads: on the CPU; 0 takes as many as the process may use.
+
+    Raises:
+        InputError, ModelError, ProviderError: all are `cv2.error`; the message says what to do.
+
+    Example:
+        >>> import d2feat
+        >>> d2 = d2feat.create(nfeatures=2048)
+        >>> d2.getNFeatures()
+        2048
+    """
+    return D2Feature(
+        nfeatures,
+        scoreThreshold,
+        scales,
+        maxEdge,
+        maxSumEdges,
+        model=model,
+        provider=provider,
+        threads=threads,
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], mode: int) -> Iterator[cv2.FileStorage]:
+    """A `cv2.FileStorage`, released at the end, or a clear error."""
+    storage = cv2.FileStorage()
+    try:
+        opened = storage.open(os.fspath(path), mode)
+    except cv2.error as error:
+        raise InputError(f"cannot open {os.fspath(path)} as a file of parameters: {error}") from None
+    if not opened:
+        raise InputError(f"cannot open {os.fspath(path)} as a file of parameters (.yml, .xml or .json)")
+    try:
+        yield storage
+    finally:
+        storage.release()
+
+
+def _paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(images, (list, tuple)):
+        raise InputError(f"expected a list of images, not {type(images).__name__}")
+    if others is None:
+        others = [None] * len(images)
+    if not isinstance(others, (list, tuple)) or len(others) != len(images):
+        raise InputError(f"{len(images)} images need as many {name}")
+    return zip(images, others, strict=True)
+
+
+def _deliver(found: Floats | None, wanted: Any, image: Any) -> Any:
+    """The descriptors in the form the caller asked for."""
+    if found is None:
+        return None
+    if isinstance(image, cv2.UMat):
+        return cv2.UMat(found)  # type: ignore[call-overload]  # missing in OpenCV's stubs
+    fits = isinstance(wanted, np.ndarray) and wanted.dtype == found.dtype and wanted.shape == found.shape
+    if fits and wanted.flags.writeable and wanted.flags.c_contiguous:
+        wanted[...] = found
+        return wanted
+    return found
+
+
+def _copied(keypoint: cv2.KeyPoint) -> cv2.KeyPoint:
+    x, y = keypoint.pt
+    return cv2.KeyPoint(
+        x, y, keypoint.size, keypoint.angle, keypoint.response, keypoint.octave, keypoint.class_id
+    )
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def _real(value: Any, name: str) -> float:
+    if isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value):
+        return float(value)
+    raise InputError(f"{name} must be a finite number, not {value!r}")

@@ -1,0 +1,80 @@
+"""From what callers pass as image or mask to the arrays that the model takes."""
+
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+
+Image = npt.NDArray[np.uint8]
+
+_CHANNELS: Final = (1, 2, 3, 4)
+
+
+def as_image(image: Any) -> Image:
+    """H x W x 3 uint8 BGR, C-contiguous, from what cv2's detectors take.
+
+    Args:
+        image: uint8 array, H x W (grey), or H x W x C with C = 1 (grey), 2 (grey, alpha), 3 (BGR) or
+            4 (BGRA; alpha is ignored); any strides. Or a `cv2.UMat` of such.
+
+    Raises:
+        InputError: it is None, empty, of another depth, shape or type.
+    """
+    if isinstance(image, cv2.UMat):
+        image = image.get()
+    if image is None:
+        raise InputError("image is None; did cv2.imread find the file? It returns None where it did not")
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"image must be a NumPy array or cv2.UMat, not {type(image).__name__}")
+    if image.size == 0:
+        raise InputError(f"image is empty (shape {image.shape})")
+    if image.dtype != np.uint8:
+        raise InputError(f"image must be 8-bit (uint8), not {image.dtype}; {_remedy(image.dtype)}")
+    if image.ndim == 2:
+        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2BGR).view(np.ndarray)  # type: ignore[return-value]
+    if image.ndim != 3 or image.shape[2] not in _CHANNELS:
+        raise InputError(f"image must be H x W or H x W x C with 1 to 4 channels, not of shape {image.shape}")
+    channels = image.shape[2]
+    if channels < 3:
+        return cv2.cvtColor(np.ascontiguousarray(image[..., 0]), cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
+    return np.ascontiguousarray(image[..., :3])
+
+
+def as_mask(mask: Any, shape: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
+    """H x W bool, true where keypoints may lie, or None for everywhere.
+
+    Args:
+        mask: None, an empty array, or uint8 or bool, H x W or H x W x 1, non-zero where to keep.
+        shape: (H, W) of the image.
+
+    Raises:
+        InputError: it is of another size, depth or type.
+    """
+    if isinstance(mask, cv2.UMat):
+        mask = mask.get()
+    if mask is None:
+        return None
+    if not isinstance(mask, np.ndarray):
+        raise InputError(f"mask must be a NumPy array or cv2.UMat, not {type(mask).__name__}")
+    if mask.size == 0:
+        return None
+    if mask.dtype not in (np.uint8, np.bool_):
+        raise InputError(f"mask must be uint8 or bool, not {mask.dtype}")
+    if mask.ndim == 3 and mask.shape[2] == 1:
+        mask = mask[..., 0]
+    if mask.shape != shape:
+        raise InputError(f"mask has shape {mask.shape}; it must have the image's height and width, {shape}")
+    return np.asarray(mask != 0)
+
+
+def _remedy(dtype: np.dtype[Any]) -> str:
+    if dtype == np.bool_:
+        return "convert it with image.astype(np.uint8) * 255"
+    if dtype == np.uint16:
+        return "convert it with (image // 257).astype(np.uint8)"
+    if np.issubdtype(dtype, np.floating):
+        return "convert it with (image * 255).clip(0, 255).astype(np.uint8) if it is in [0, 1]"
+    return "convert it to 0..255 and astype(np.uint8)"

@@ -1,0 +1,57 @@
+"""Between arrays of keypoints and `cv2.KeyPoint` objects.
+
+The fields of a d2feat KeyPoint:
+
+- ``pt``: (x, y) in pixels of the image, pixel centres at integers, as everywhere in OpenCV.
+- ``size``: diameter of the described region, 32 px times the scale. (The network sees 92 px, but what is
+  near the centre counts most.)
+- ``response``: the detection score; keypoints come best first.
+- ``octave``: log2 of the scale, rounded: 0 at the image's own resolution, 1 at half of it, -1 at double.
+- ``angle``: -1, "not applicable": D2-Net is upright, it does not estimate an orientation.
+- ``class_id``: -1.
+"""
+
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+
+SIZE: Final = 32.0
+"""`KeyPoint.size`, in pixels, of a keypoint of scale 1."""
+
+
+def build_keypoints(
+    positions: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]
+) -> tuple[cv2.KeyPoint, ...]:
+    """KeyPoint objects of N x 2 positions in pixels, N scores and N scales."""
+    x, y = positions.T.tolist() if len(positions) else ([], [])
+    octaves = np.rint(np.log2(scales)).astype(np.int64).tolist()
+    return tuple(map(cv2.KeyPoint, x, y, (SIZE * scales).tolist(), repeat(-1.0), scores.tolist(), octaves))
+
+
+def read_keypoints(keypoints: Iterable[Any] | None) -> npt.NDArray[np.float32]:
+    """M x 3 float32, (x, y, scale), of a sequence of `cv2.KeyPoint`; None is taken as empty.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    keypoints = () if keypoints is None else keypoints
+    try:
+        values = [(keypoint.pt[0], keypoint.pt[1], keypoint.size / SIZE) for keypoint in keypoints]
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"keypoints must be a sequence of cv2.KeyPoint ({error})") from None
+    return np.array(values, np.float32).reshape(-1, 3)
+
+
+def describable(points: npt.NDArray[np.float32], image_size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Indices of the M x 3 points, (x, y, scale), that lie in the image and have a finite positive scale."""
+    limit = np.array(image_size, np.float32) - 0.5
+    position, scale = points[:, :2], points[:, 2]
+    # NaN compares false.
+    good = ((position >= -0.5) & (position <= limit)).all(1) & (scale > 0) & np.isfinite(scale)
+    return np.flatnonzero(good)

@@ -1,0 +1,119 @@
+"""Model files: where they are and what they must say of themselves (docs/model-format.md)."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .errors import ModelError
+
+CONTRACT: Final = "1"
+"""Version of the model contract that this package runs."""
+
+DEFAULT: Final = "d2net"
+
+OFFICIAL: Final = ("d2_tf", "d2_ots", "d2_tf_no_phototourism")
+"""Checkpoints of the original authors, to be had by ``d2feat download``."""
+
+_REQUIRED: Final = ("name", "version", "weights_sha256", "head", "coordinates", "channels", "licence")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself.
+
+    Attributes:
+        name, version, licence, weights_sha256: as the file says.
+        head: "fine" or "paper".
+        coordinates: "opencv" or "upstream".
+        channels: elements of a descriptor.
+    """
+
+    name: str
+    version: str
+    licence: str
+    weights_sha256: str
+    head: str
+    coordinates: str
+    channels: int
+
+
+def bundled_folder() -> Path:
+    """Folder of the models that come with the package: in the wheel, or beside it in a checkout."""
+    inside = Path(__file__).parent / "models"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "onnx_models"
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded and converted models; the environment variable D2FEAT_CACHE overrides it."""
+    chosen = os.environ.get("D2FEAT_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "d2feat"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "d2feat"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "d2feat"
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """Path of a model given by name (bundled or downloaded) or by path.
+
+    Raises:
+        ModelError: there is none; the message says what there is and what to do.
+    """
+    name = os.fspath(model)
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"model must be a name or a path, not {model!r}")
+    if name.endswith(".onnx") or os.sep in name:
+        path = Path(name)
+        if not path.is_file():
+            raise ModelError(f"no model file at {path}")
+        return path.resolve()
+    for folder in (bundled_folder(), cache_folder()):
+        path = folder / f"{name}.onnx"
+        if path.is_file():
+            return path
+    if name in OFFICIAL:
+        raise ModelError(
+            f"the official model {name!r} is not here yet; fetch it with: d2feat download {name}"
+        )
+    known = ", ".join(available_models()) or "none"
+    raise ModelError(
+        f"no model named {name!r}; there are: {known}. A file is given by its path, ending in .onnx"
+    )
+
+
+def available_models() -> dict[str, Path]:
+    """Name and path of every model at hand, bundled ones first."""
+    found: dict[str, Path] = {}
+    for folder in (bundled_folder(), cache_folder()):
+        for path in sorted(folder.glob("*.onnx")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def read_info(properties: dict[str, str], path: Path) -> ModelInfo:
+    """Check the metadata of a model file.
+
+    Raises:
+        ModelError: it is not a model of ours, or of a newer contract.
+    """
+    missing = [key for key in ("contract", *_REQUIRED) if key not in properties]
+    if missing:
+        raise ModelError(
+            f"{path} is an ONNX model, but not one of d2feat's: its metadata lacks {', '.join(missing)}. "
+            "Make one with: python -m export --weights FILE --out model.onnx"
+        )
+    if properties["contract"] != CONTRACT:
+        raise ModelError(
+            f"{path} keeps contract {properties['contract']}, this d2feat runs contract {CONTRACT}; "
+            "export the model again or upgrade d2feat"
+        )
+    try:
+        channels = int(properties["channels"])
+    except ValueError:
+        raise ModelError(f"{path} says channels = {properties['channels']!r}, not a whole number") from None
+    values = {key: properties[key] for key in _REQUIRED if key != "channels"}
+    return ModelInfo(channels=channels, **values)

@@ -1,0 +1,229 @@
+"""ONNX Runtime: which execution provider runs the model, and running it."""
+
+import ctypes
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import D2FeatError, ModelError, OutOfMemoryError, ProviderError
+from .images import Image
+from .model import ModelInfo, find_model, read_info
+from .threads import usable_processors
+
+Provider = str | Sequence[str | tuple[str, dict[str, Any]]]
+
+_LOG: Final = logging.getLogger("d2feat")
+
+_CPU: Final = "CPUExecutionProvider"
+_NAMES: Final = {"cpu": _CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_LIBRARIES: Final = {
+    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
+    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
+}
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    # EXHAUSTIVE tunes anew at every image size; DEFAULT takes slow algorithms.
+    "CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC"},
+}
+_OUTPUTS: Final = ("keypoints", "scores", "scales", "descriptors", "point_descriptors")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the graph returns: N detections, best first, and M described points.
+
+    Attributes:
+        keypoints: N x 2 float32, (x, y) in pixels of the image.
+        scores, scales: N float32.
+        descriptors: N x C float32.
+        point_descriptors: M x C float32.
+    """
+
+    keypoints: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    scales: npt.NDArray[np.float32]
+    descriptors: npt.NDArray[np.float32]
+    point_descriptors: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model. `run` may be called from several threads at once.
+
+    Attributes:
+        path: the model file.
+        info: what it says of itself.
+        provider: the execution provider that runs it.
+        threads: processors it uses on the CPU.
+    """
+
+    path: Path
+    info: ModelInfo
+    provider: str
+    threads: int
+    _session: Any
+
+    def run(
+        self,
+        image: Image,
+        pyramid: npt.NDArray[np.float64],
+        max_keypoints: int = -1,
+        points: npt.NDArray[np.float32] | None = None,
+    ) -> Outputs:
+        """Run the graph on an H x W x 3 image; the inputs are described in docs/model-format.md.
+
+        Raises:
+            OutOfMemoryError: the image is too large for the memory there is.
+        """
+        feeds = {
+            "image": image,
+            "pyramid": pyramid,
+            "max_keypoints": np.array(max_keypoints, np.int64),
+            "points": np.zeros((0, 3), np.float32) if points is None else points,
+        }
+        try:
+            return Outputs(*self._session.run(list(_OUTPUTS), feeds))
+        except Exception as error:
+            message = str(error)
+            if (
+                isinstance(error, MemoryError)
+                or "alloc" in message.lower()
+                or "out of memory" in message.lower()
+            ):
+                height, width = image.shape[:2]
+                raise OutOfMemoryError(
+                    f"not enough memory for an image of {width} x {height} at scales {pyramid.tolist()}; "
+                    "lower maxEdge, or drop the largest scale"
+                ) from error
+            raise D2FeatError(f"ONNX Runtime failed: {message}") from error
+
+
+def open_session(model: str | os.PathLike[str], provider: Provider = "auto", threads: int = 0) -> Session:
+    """Load a model; objects that ask for the same share one.
+
+    Args:
+        model: name of a bundled or downloaded model, or path of a file.
+        provider: "auto" (CUDA if it loads, else CPU), "cuda", "tensorrt", "cpu", or a list as ONNX
+            Runtime's `InferenceSession` takes it.
+        threads: on the CPU; 0 takes as many as affinity and quota allow.
+
+    Raises:
+        ModelError: the model is missing, damaged or not one of d2feat's.
+        ProviderError: the provider asked for cannot be had; the message says why and what to do.
+    """
+    path = find_model(model)
+    state = path.stat()
+    chosen = provider if isinstance(provider, str) else tuple(_hashable(entry) for entry in provider)
+    # A forked child does not inherit the runtime's threads: it needs a session of its own.
+    return _load(
+        path, (state.st_mtime_ns, state.st_size), chosen, threads or usable_processors(), os.getpid()
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path, _state: tuple[int, int], provider: Any, threads: int, _pid: int) -> Session:
+    runtime = import_runtime()
+    wanted = _provider_list(runtime, provider)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=wanted)
+    except Exception as error:
+        raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
+    info = read_info(dict(session.get_modelmeta().custom_metadata_map), path)
+    names = {value.name for value in session.get_inputs()}, {value.name for value in session.get_outputs()}
+    if "image" not in names[0] or not names[1].issuperset(_OUTPUTS):
+        raise ModelError(f"{path} has other inputs and outputs than its contract says: export it again")
+    got = session.get_providers()[0]
+    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    if got != first and provider != "auto":
+        raise ProviderError(f"{first} was asked for and did not load: {_why_not(runtime, first)}")
+    if provider == "auto" and got == _CPU and first != _CPU:
+        _LOG.warning("running on the CPU: %s did not load: %s", first, _why_not(runtime, first))
+    else:
+        _LOG.info("%s runs on %s", path.name, got)
+    return Session(path, info, got, threads, session)
+
+
+def import_runtime() -> Any:
+    """The module of ONNX Runtime, whichever flavour is installed.
+
+    Raises:
+        ProviderError: none is; the message names the extras.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ProviderError(
+            f"ONNX Runtime cannot be imported ({error}); install a flavour: "
+            "pip install 'd2feat[cpu]' or, with an NVIDIA GPU, pip install 'd2feat[gpu]'"
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise ProviderError(
+            "the installed onnxruntime is broken, as happens when one of two flavours was uninstalled; "
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
+    return onnxruntime
+
+
+def _provider_list(runtime: Any, provider: Any) -> list[Any]:
+    available = runtime.get_available_providers()
+    if isinstance(provider, tuple):
+        if not provider:
+            raise ProviderError("the list of providers is empty")
+        entries = [(name, dict(options)) for name, options in provider]
+        unknown = [name for name, _ in entries if name not in available]
+        if unknown:
+            raise ProviderError(f"{_why_not(runtime, unknown[0])}; available: {', '.join(available)}")
+        return [(name, options) if options else name for name, options in entries]
+    if provider == "auto":
+        wanted = [name for name in ("CUDAExecutionProvider", _CPU) if name in available]
+    elif provider in _NAMES:
+        name = _NAMES[provider]
+        if name not in available:
+            raise ProviderError(f"provider {provider!r} is not to be had: {_why_not(runtime, name)}")
+        wanted = list(
+            dict.fromkeys([name, *(["CUDAExecutionProvider"] if provider == "tensorrt" else []), _CPU])
+        )
+    else:
+        known = ", ".join(["auto", *_NAMES])
+        raise ProviderError(
+            f"unknown provider {provider!r}; it is one of {known}, or a list for ONNX Runtime"
+        )
+    if wanted[0] != _CPU and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA and cuDNN from NVIDIA's or PyTorch's wheels
+    return [(name, _OPTIONS[name]) if name in _OPTIONS else name for name in wanted]
+
+
+def _why_not(runtime: Any, name: str) -> str:
+    """Why a provider is not to be had, and the remedy."""
+    if name not in runtime.get_available_providers():
+        if name in _LIBRARIES:
+            return (
+                "the installed ONNX Runtime is built without it; "
+                "pip uninstall onnxruntime, then pip install 'd2feat[gpu]'"
+            )
+        return f"the installed ONNX Runtime has no {name}"
+    library = Path(runtime.__file__).parent / "capi" / _LIBRARIES.get(name, "")
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"{error}; install the CUDA and cuDNN that this ONNX Runtime needs, see: d2feat doctor"
+    return "no usable device was found; see: nvidia-smi and d2feat doctor"
+
+
+def _hashable(entry: Any) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    if isinstance(entry, str):
+        return entry, ()
+    try:
+        name, options = entry
+        return str(name), tuple(sorted(options.items()))
+    except (TypeError, ValueError, AttributeError):
+        raise ProviderError(f"a provider is a name or (name, options), not {entry!r}") from None

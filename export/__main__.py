@@ -1,0 +1,81 @@
+"""Command line: ``python -m export --weights FILE --out FILE``, ``python -m export verify FILE``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .checkpoint import CheckpointError, read_checkpoint
+from .geometry import COORDINATES, Coordinates
+from .graph import build_graph, save_model
+
+app = typer.Typer(add_completion=False, help="Export D2-Net checkpoints to ONNX, and verify the result.")
+console = Console()
+
+
+@app.callback(invoke_without_command=True)
+def export(
+    context: typer.Context,
+    weights: Annotated[Path | None, typer.Option(help="checkpoint, ours or an official d2_*.pth")] = None,
+    out: Annotated[Path | None, typer.Option(help="model file to write")] = None,
+    coordinates: Annotated[
+        str, typer.Option(help="opencv (true geometry) or upstream (the original's)")
+    ] = "opencv",
+    name: Annotated[str | None, typer.Option(help="the model's name; the checkpoint's by default")] = None,
+) -> None:
+    """Write the checkpoint WEIGHTS as one ONNX graph to OUT."""
+    if context.invoked_subcommand:
+        return
+    if weights is None or out is None:
+        raise typer.BadParameter("--weights and --out are both needed")
+    if coordinates not in COORDINATES:
+        raise typer.BadParameter(f"--coordinates is one of {', '.join(COORDINATES)}, not {coordinates}")
+    try:
+        path = export_checkpoint(weights, out, coordinates, name)  # type: ignore[arg-type]
+    except (CheckpointError, FileNotFoundError) as error:
+        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        raise typer.Exit(1) from None
+    console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+@app.command()
+def verify(model: Annotated[Path, typer.Argument(help="model file that this package wrote")]) -> None:
+    """Compare MODEL with the formulas, written literally, on five photographs at three sizes."""
+    from .verify import verify_model
+
+    table = Table("image", "size", "scales", "keypoints", "same", "descriptors", "")
+    failed = 0
+    for row in verify_model(model):
+        failed += not row.passed
+        size = f"{row.size[1]} x {row.size[0]}"
+        scales = " ".join(f"{scale:g}" for scale in row.scales)
+        verdict = "ok" if row.passed else "FAILED"
+        cells = (str(row.keypoints), f"{row.same:.2%}", f"{row.descriptor_error:.1e}", verdict)
+        table.add_row(row.image, size, scales, *cells)
+        console.print(
+            f"{row.image} {size} at {scales}: {row.same:.2%} of the keypoints, {verdict}", highlight=False
+        )
+    console.print(table)
+    if failed:
+        console.print(f"{failed} comparisons failed", style="red")
+        raise typer.Exit(1)
+
+
+def export_checkpoint(
+    weights: str | Path, out: str | Path, coordinates: Coordinates = "opencv", name: str | None = None
+) -> Path:
+    """Export the checkpoint at `weights` to `out`; what ``python -m export`` does.
+
+    Raises:
+        FileNotFoundError, CheckpointError: there is no D2-Net checkpoint at `weights`.
+    """
+    checkpoint = read_checkpoint(weights)
+    if name is not None:
+        checkpoint.metadata["name"] = name
+    return save_model(build_graph(checkpoint, coordinates), out)
+
+
+if __name__ == "__main__":
+    app()

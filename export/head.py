@@ -1,0 +1,213 @@
+"""Detection on the dense map: the paper's head, the fine head, and descriptors between cells.
+
+Upstream computes Hessians and Newton steps for all 512 channels; only those of the winning channel are
+ever used. Here the winner's 3x3 neighbourhood is gathered once (nine maps instead of six times 512) and
+all arithmetic is done on that: the same detections at a hundredth of the memory.
+
+Conventions: a dense map of h x w cells is passed as `rows`, (h w) x C, row-major; positions are (x, y),
+in cells or in pixels of the pyramid level as said.
+
+Reference: Dusmanu et al., CVPR 2019, section 3 (equation numbers below).
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import STRIDE
+
+EDGE_RATIO: Final = 5.0
+"""Largest ratio of principal curvatures of a detection (SIFT's edge test; upstream's value)."""
+
+FINE_RADIUS: Final = 3
+"""Fine detections are maxima of a window of 2 * 3 + 1 pixels."""
+
+FINE_BORDER: Final = 6
+"""Fine detections keep this distance, in pixels, from the border of the level."""
+
+FINE_FLOOR: Final = 1e-6
+"""D2 scores enter the fine score with at least this value, so that order survives where they are 0."""
+
+FLAT: Final = 1.0
+"""Grey levels (of 255) by which some channel must vary about a fine detection: even surfaces have none."""
+
+FLAT_OFFSETS: Final = (-6, -3, 0, 3, 6)
+"""Where, in pixels from the detection along x and along y, that variation is looked for."""
+
+
+class Detections(NamedTuple):
+    """Keypoints of one pyramid level.
+
+    Attributes:
+        cells: N x 2, (x, y) in cells of the dense map.
+        pixels: N x 2, (x, y) in pixels of the level.
+        scores: N.
+        detected: h x w, true at cells that hold a detection (they are banned at finer levels).
+    """
+
+    cells: Tensor
+    pixels: Tensor
+    scores: Tensor
+    detected: Tensor
+
+
+class Peaks(NamedTuple):
+    """Finite differences of 3x3 patches about their centres, any shape."""
+
+    dx: Tensor
+    dy: Tensor
+    dxx: Tensor
+    dyy: Tensor
+    dxy: Tensor
+    det: Tensor
+
+    def newton_step(self) -> tuple[Tensor, Tensor]:
+        """-H^-1 g as (x, y): where the quadratic through the patch has its extremum."""
+        step_x = -(self.dyy * self.dx - self.dxy * self.dy) / self.det
+        step_y = -(self.dxx * self.dy - self.dxy * self.dx) / self.det
+        return step_x, step_y
+
+
+def peaks(patches: Tensor) -> Peaks:
+    """First and second differences of 9 x ... patches (row-major 3x3)."""
+    nw, n, ne, w, centre, e, sw, s, se = patches.unbind(0)
+    dxx = e + w - 2 * centre
+    dyy = n + s - 2 * centre
+    dxy = (nw + se - ne - sw) / 4
+    return Peaks((e - w) / 2, (s - n) / 2, dxx, dyy, dxy, dxx * dyy - dxy * dxy)
+
+
+def winner_patches(rows: Tensor, h: int, w: int) -> Tensor:
+    """9 x h x w: the 3x3 neighbourhood, in the channel k = argmax_t D^t_ij, of every cell (eq. 3).
+
+    D = max(rows, 0); zero outside the map.
+    """
+    channels = rows.shape[1]
+    channel = rows.argmax(dim=1).view(h, w)
+    y = torch.arange(h).view(h, 1)
+    x = torch.arange(w).view(1, w)
+    flat = rows.reshape(-1)
+    patches = []
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            inside = ((y + dy >= 0) & (y + dy < h)) & ((x + dx >= 0) & (x + dx < w))
+            cell = (y + dy).clamp(0, h - 1) * w + (x + dx).clamp(0, w - 1)
+            value = F.relu(flat[(cell * channels + channel).view(-1)]).view(h, w)
+            patches.append(value * inside)
+    return torch.stack(patches)
+
+
+def detect_paper(rows: Tensor, h: int, w: int, banned: Tensor, origin: float) -> Detections:
+    """The paper's hard detections (eq. 3) with SIFT's edge test and a Newton step between the cells.
+
+    Args:
+        rows: (h w) x C dense map.
+        h, w: its size in cells.
+        banned: h x w bool, cells where nothing may be detected.
+        origin: pixel coordinate of cell 0's centre.
+    """
+    patches = winner_patches(rows, h, w)
+    value = patches[4]
+    peak = peaks(patches)
+    trace = peak.dxx + peak.dyy
+    edge = (EDGE_RATIO + 1) ** 2 / EDGE_RATIO
+    detected = (value >= patches.amax(0)) & (peak.det > 0) & (trace * trace / peak.det <= edge) & ~banned
+    step_x, step_y = peak.newton_step()
+    near = (step_x.abs() < 0.5) & (step_y.abs() < 0.5)
+    y, x = torch.nonzero(detected & near, as_tuple=True)
+    cells = torch.stack([x + step_x[y, x], y + step_y[y, x]], dim=1)
+    # All four corners of the bilinear interpolation must lie in the map.
+    last = torch.tensor([w - 1, h - 1])
+    kept = torch.nonzero(((cells >= 0) & (cells <= last)).all(dim=1)).squeeze(1)
+    cells = cells[kept]
+    return Detections(cells, STRIDE * cells + origin, value[y, x][kept], detected)
+
+
+def d2_scores(patches: Tensor) -> Tensor:
+    """H x w: alpha of the winning channel (eq. 4, with D divided by its maximum), largest 1.
+
+    exp(D^k/m) / sum of exp over the 3x3 neighbourhood, m = max D; 0 where D^k = 0, so that a map without
+    any positive value scores 0 everywhere instead of upstream's 0/0.
+    """
+    value = patches[4]
+    exponentials = torch.exp(patches / value.max().clamp(min=1e-12))
+    alpha = exponentials[4] / exponentials.sum(0) * (value > 0)
+    return alpha / alpha.max().clamp(min=1e-12)
+
+
+def cells_to_pixel_map(cell_map: Tensor, height: int, width: int, origin: float) -> Tensor:
+    """Resize an h x w map of cells bilinearly to height x width pixels, clamped at the border.
+
+    Pixel x lies at cell (x - origin) / 4. A half-pixel resize by 4 of the map with one cell repeated in
+    front puts its pixel x' at cell (x' - 1.5) / 4 - 1, so x = x' - 5.5 + origin.
+    """
+    first = int(5.5 - origin)
+    padded = F.pad(cell_map[None, None], (1, 3, 1, 3), mode="replicate")
+    resized = F.interpolate(padded, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
+    return resized[0, 0, first : first + height, first : first + width]
+
+
+def detect_fine(
+    rows: Tensor, h: int, w: int, repeatability: Tensor, level: Tensor, banned: Tensor, origin: float
+) -> Detections:
+    """Maxima of repeatability x D2 score at full resolution, with a quadratic step between the pixels.
+
+    Args:
+        rows: (h w) x C dense map.
+        h, w: its size in cells.
+        repeatability: H x W fine map of the level.
+        level: 3 x H x W, the level's pixels (any offset; only differences count).
+        banned: h x w bool, cells whose pixels may not be detected.
+        origin: pixel coordinate of cell 0's centre.
+    """
+    height, width = repeatability.shape
+    alpha = cells_to_pixel_map(d2_scores(winner_patches(rows, h, w)), height, width, origin)
+    score = repeatability * alpha.clamp(min=FINE_FLOOR)
+
+    window = 2 * FINE_RADIUS + 1
+    tallest = F.max_pool2d(score[None, None], (1, window), 1, (0, FINE_RADIUS))
+    tallest = F.max_pool2d(tallest, (window, 1), 1, (FINE_RADIUS, 0))[0, 0]
+    inner = (score >= tallest)[FINE_BORDER : height - FINE_BORDER, FINE_BORDER : width - FINE_BORDER]
+    y, x = torch.nonzero(inner, as_tuple=True)
+    y, x = y + FINE_BORDER, x + FINE_BORDER
+    flat = score.reshape(-1)
+    offsets = [dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    peak = peaks(torch.stack([flat[y * width + x + offset] for offset in offsets]))
+
+    row = torch.round((y - origin) / STRIDE).long().clamp(0, h - 1)
+    column = torch.round((x - origin) / STRIDE).long().clamp(0, w - 1)
+    # A plateau is no peak, and rounding makes peaks of even surfaces.
+    peaked = (peak.dxx < 0) | (peak.dyy < 0)
+    allowed = peaked & varies(level, x, y) & ~banned.reshape(-1)[row * w + column]
+    step_x, step_y = peak.newton_step()
+    good = (peak.det > 0) & (step_x.abs() <= 1) & (step_y.abs() <= 1)
+    zero = torch.zeros_like(step_x)
+    pixels = torch.stack([x + torch.where(good, step_x, zero), y + torch.where(good, step_y, zero)], dim=1)
+
+    kept = torch.nonzero(allowed).squeeze(1)
+    pixels = pixels[kept]
+    detected = torch.zeros(h * w).index_fill(0, (row * w + column)[kept], 1.0).view(h, w) > 0
+    return Detections((pixels - origin) / STRIDE, pixels, flat[y * width + x][kept], detected)
+
+
+def varies(level: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """N bool: whether 3 x H x W pixels vary by `FLAT` about N positions at least 6 px from the border."""
+    width = level.shape[2]
+    flat = level.reshape(3, -1)
+    offsets = torch.tensor([dy * width + dx for dy in FLAT_OFFSETS for dx in FLAT_OFFSETS])
+    samples = flat[:, (y * width + x).unsqueeze(0) + offsets.unsqueeze(1)]
+    return ((samples.amax(1) - samples.amin(1)) >= FLAT).any(0)
+
+
+def describe(rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
+    """N x C unit descriptors: the map interpolated bilinearly at N x 2 positions in cells, clamped to it."""
+    x = cells[:, 0].clamp(0, w - 1)
+    y = cells[:, 1].clamp(0, h - 1)
+    left, top = x.floor().long(), y.floor().long()
+    right, bottom = (left + 1).clamp(max=w - 1), (top + 1).clamp(max=h - 1)
+    fx, fy = (x - left).unsqueeze(1), (y - top).unsqueeze(1)
+    upper = rows[top * w + left] * (1 - fx) + rows[top * w + right] * fx
+    lower = rows[bottom * w + left] * (1 - fx) + rows[bottom * w + right] * fx
+    return F.normalize(upper * (1 - fy) + lower * fy, dim=1)

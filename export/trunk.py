@@ -1,0 +1,112 @@
+"""D2-Net's network: VGG16 to conv4_3 with stride 4, and the narrow fine head of our own checkpoints.
+
+Reference: Dusmanu et al., "D2-Net: A Trainable CNN for Joint Description and Detection of Local
+Features", CVPR 2019, section 4 (the trunk). The fine head is ours (docs/how-it-works.md).
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEAN_BGR: Final = (103.939, 116.779, 123.68)
+"""Subtracted from 8-bit BGR images; there is no further scaling ("caffe" preprocessing)."""
+
+WIDTHS: Final = (64, 128, 256, 512)
+"""Channels of the four VGG blocks."""
+
+
+class DenseMaps(NamedTuple):
+    """What the trunk computes of a batch of B images of H x W pixels.
+
+    Attributes:
+        dense: B x C x (H//4 - 1) x (W//4 - 1), conv4_3 without ReLU: descriptors and D2-Net's detection.
+        full: B x 64 x H x W, conv1_2 after ReLU, for the fine head.
+        half: B x 128 x H//2 x W//2, conv2_2 after ReLU, for the fine head.
+    """
+
+    dense: Tensor
+    full: Tensor
+    half: Tensor
+
+
+class Trunk(nn.Module):
+    """VGG16 up to conv4_3; pool3 is an average pooling of stride 1, conv4 is dilated by 2.
+
+    The layers' places in `model`, and so the keys of a state dict, are those of the official checkpoints.
+    """
+
+    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        w1, w2, w3, w4 = widths
+
+        def conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
+
+        self.model = nn.Sequential(
+            *(conv(3, w1), nn.ReLU(), conv(w1, w1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(conv(w1, w2), nn.ReLU(), conv(w2, w2), nn.ReLU(), nn.MaxPool2d(2)),
+            *(conv(w2, w3), nn.ReLU(), conv(w3, w3), nn.ReLU(), conv(w3, w3), nn.ReLU()),
+            nn.AvgPool2d(2, stride=1),
+            *(conv(w3, w4, 2), nn.ReLU(), conv(w4, w4, 2), nn.ReLU(), conv(w4, w4, 2)),
+        )
+
+    def forward(self, images: Tensor) -> DenseMaps:
+        """Map B x 3 x H x W images, BGR minus `MEAN_BGR`, to their dense maps."""
+        full = self.model[:4](images)
+        half = self.model[4:9](full)
+        return DenseMaps(self.model[9:](half), full, half)
+
+
+class FineHead(nn.Module):
+    """A narrow head on the early maps that says, per pixel, how repeatable a keypoint there would be.
+
+    R = c(relu(a(full) + up(b(half)))), r = softplus(R) / (1 + softplus(R)), in (0, 1).
+    """
+
+    def __init__(self, full_channels: int, half_channels: int, width: int = 16) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(full_channels, width, 3, padding=1)
+        self.b = nn.Conv2d(half_channels, width, 3, padding=1)
+        self.c = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, full: Tensor, half: Tensor) -> Tensor:
+        """Repeatability r, B x 1 x H x W, from the trunk's `full` and `half` maps."""
+        up = F.interpolate(self.b(half), scale_factor=2.0, mode="bilinear", align_corners=False)
+        # An odd last row or column has no half-resolution neighbour of its own: repeat the last one.
+        missing = (0, full.shape[3] - up.shape[3], 0, full.shape[2] - up.shape[2])
+        up = F.pad(up, missing, mode="replicate")
+        softplus = F.softplus(self.c(F.relu(self.a(full) + up)))
+        return softplus / (1 + softplus)
+
+
+class D2Net(nn.Module):
+    """The network of one checkpoint.
+
+    Args:
+        widths: channels of the four blocks (`WIDTHS` for the paper's VGG16).
+        fine: whether the checkpoint carries the fine head; official ones do not.
+        descriptor_relu: whether descriptors, too, are taken from max(F, 0), as the official
+            checkpoints were trained. Detection always is on max(F, 0).
+    """
+
+    def __init__(
+        self, widths: Sequence[int] = WIDTHS, *, fine: bool = False, descriptor_relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.dense_feature_extraction = Trunk(widths)
+        self.fine = FineHead(widths[0], widths[1]) if fine else None
+        self.descriptor_relu = descriptor_relu
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Dense map F and repeatability r (None without a fine head) of B x 3 x H x W images."""
+        maps = self.dense_feature_extraction(images)
+        dense = F.relu(maps.dense) if self.descriptor_relu else maps.dense
+        return dense, None if self.fine is None else self.fine(maps.full, maps.half)
+
+
+def preprocess(image: Tensor) -> Tensor:
+    """1 x 3 x H x W float32, BGR minus `MEAN_BGR`, from a uint8 H x W x 3 BGR image."""
+    return (image.permute(2, 0, 1).float() - torch.tensor(MEAN_BGR).view(3, 1, 1)).unsqueeze(0)

@@ -1,0 +1,226 @@
+"""D2-Net literally, as the paper and the original implementation compute it: slow, large, and obvious.
+
+Every formula is written densely, for all channels, as upstream does; nothing is shared with `export`, so
+that `python -m export verify` and the tests compare two independent derivations. The fine head's
+formulas (docs/how-it-works.md) are written in the same way.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Reference(NamedTuple):
+    """N x 2 (x, y) keypoints in pixels of the image, N scores, N scales, N x C descriptors; unordered."""
+
+    keypoints: Tensor
+    scores: Tensor
+    scales: Tensor
+    descriptors: Tensor
+
+
+def trunk(images: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """VGG16 to conv4_3 (no ReLU after it), conv1_2 and conv2_2 after ReLU."""
+
+    def conv(x: Tensor, n: int, dilation: int = 1) -> Tensor:
+        key = f"dense_feature_extraction.model.{n}"
+        return F.conv2d(
+            x, weights[f"{key}.weight"], weights[f"{key}.bias"], padding=dilation, dilation=dilation
+        )
+
+    x = F.relu(conv(images, 0))
+    conv1_2 = F.relu(conv(x, 2))
+    x = F.max_pool2d(conv1_2, 2, 2)
+    x = F.relu(conv(x, 5))
+    conv2_2 = F.relu(conv(x, 7))
+    x = F.max_pool2d(conv2_2, 2, 2)
+    x = F.relu(conv(x, 10))
+    x = F.relu(conv(x, 12))
+    x = F.relu(conv(x, 14))
+    x = F.avg_pool2d(x, 2, 1)
+    x = F.relu(conv(x, 17, 2))
+    x = F.relu(conv(x, 19, 2))
+    return conv(x, 21, 2), conv1_2, conv2_2
+
+
+def differences(maps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """First and second differences (di, dj, dii, djj, dij) of 1 x C x h x w, zero-padded, all channels."""
+    channels = maps.shape[1]
+
+    def filtered(kernel: list[list[float]]) -> Tensor:
+        weight = torch.tensor(kernel, dtype=torch.float32).view(1, 1, 3, 3).expand(channels, 1, 3, 3)
+        return F.conv2d(maps, weight, padding=1, groups=channels)
+
+    return (
+        filtered([[0, -0.5, 0], [0, 0, 0], [0, 0.5, 0]]),
+        filtered([[0, 0, 0], [-0.5, 0, 0.5], [0, 0, 0]]),
+        filtered([[0, 1, 0], [0, -2, 0], [0, 1, 0]]),
+        filtered([[0, 0, 0], [1, -2, 1], [0, 0, 0]]),
+        filtered([[0.25, 0, -0.25], [0, 0, 0], [-0.25, 0, 0.25]]),
+    )
+
+
+def hard_detections(positive: Tensor) -> Tensor:
+    """1 x C x h x w bool: eq. 3 and the edge test on D = max(F, 0)."""
+    depth_maximum = positive == positive.max(dim=1, keepdim=True).values
+    local_maximum = positive == F.max_pool2d(positive, 3, 1, 1)
+    _, _, dii, djj, dij = differences(positive)
+    det = dii * djj - dij * dij
+    trace = dii + djj
+    edge = (5 + 1) ** 2 / 5
+    return depth_maximum & local_maximum & (trace * trace / det <= edge) & (det > 0)
+
+
+def newton_steps(positive: Tensor) -> tuple[Tensor, Tensor]:
+    """-H^-1 g for every channel and cell, as (di, dj)."""
+    di, dj, dii, djj, dij = differences(positive)
+    det = dii * djj - dij * dij
+    inverse = djj / det, -dij / det, dii / det
+    return -(inverse[0] * di + inverse[1] * dj), -(inverse[1] * di + inverse[2] * dj)
+
+
+def interpolate_at(maps: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """N x C: C x h x w interpolated bilinearly at rows i and columns j, which lie in the map."""
+    top, left = i.floor().long(), j.floor().long()
+    bottom, right = i.ceil().long(), j.ceil().long()
+    di, dj = i - top, j - left
+    value = (
+        maps[:, top, left] * (1 - di) * (1 - dj)
+        + maps[:, top, right] * (1 - di) * dj
+        + maps[:, bottom, left] * di * (1 - dj)
+        + maps[:, bottom, right] * di * dj
+    )
+    return value.t()
+
+
+def paper_level(dense: Tensor, banned: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows and columns in cells, scores, and the h x w map of detected cells, of one level."""
+    positive = F.relu(dense)
+    detections = hard_detections(positive)
+    if banned is not None:
+        detections = detections & ~banned
+    step_i, step_j = newton_steps(positive)
+    _, channel, row, column = torch.nonzero(detections, as_tuple=True)
+    di, dj = step_i[0, channel, row, column], step_j[0, channel, row, column]
+    i, j = row + di, column + dj
+    h, w = dense.shape[2:]
+    kept = (di.abs() < 0.5) & (dj.abs() < 0.5) & (i >= 0) & (i <= h - 1) & (j >= 0) & (j <= w - 1)
+    return i[kept], j[kept], positive[0, channel, row, column][kept], detections.any(dim=1)[0]
+
+
+def fine_map(conv1_2: Tensor, conv2_2: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """H x W: r = softplus(R) / (1 + softplus(R)), R = c(relu(a(conv1_2) + up(b(conv2_2))))."""
+
+    def conv(x: Tensor, name: str) -> Tensor:
+        return F.conv2d(x, weights[f"fine.{name}.weight"], weights[f"fine.{name}.bias"], padding=1)
+
+    height, width = conv1_2.shape[2:]
+    half = conv(conv2_2, "b")[0]
+    y = ((torch.arange(height) - 0.5) / 2).clamp(0, half.shape[1] - 1)
+    x = ((torch.arange(width) - 0.5) / 2).clamp(0, half.shape[2] - 1)
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    up = interpolate_at(half, grid_y.reshape(-1), grid_x.reshape(-1)).t().reshape(1, -1, height, width)
+    softplus = F.softplus(conv(F.relu(conv(conv1_2, "a") + up), "c"))[0, 0]
+    return softplus / (1 + softplus)
+
+
+def fine_level(
+    dense: Tensor, fine: Tensor, level: Tensor, banned: Tensor | None, origin: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows and columns in pixels, scores, and the h x w map of detected cells, of one level."""
+    positive = F.relu(dense)
+    m = positive.max()
+    exponentials = torch.exp(positive / m)
+    neighbourhood = 9 * F.avg_pool2d(F.pad(exponentials, (1, 1, 1, 1), value=1.0), 3, 1)
+    alpha = torch.where(positive > 0, exponentials / neighbourhood, torch.zeros(()))
+    winner = positive.argmax(dim=1, keepdim=True)
+    score = alpha.gather(1, winner)[0]
+    score = score / score.max()
+
+    height, width = fine.shape
+    h, w = dense.shape[2:]
+    cell_y = ((torch.arange(height) - origin) / 4).clamp(0, h - 1)
+    cell_x = ((torch.arange(width) - origin) / 4).clamp(0, w - 1)
+    grid_y, grid_x = torch.meshgrid(cell_y, cell_x, indexing="ij")
+    d2 = interpolate_at(score, grid_y.reshape(-1), grid_x.reshape(-1)).reshape(height, width)
+    s = fine * d2.clamp(min=1e-6)
+
+    maxima = s == F.max_pool2d(s[None, None], 7, 1, 3)[0, 0]
+    maxima[:6], maxima[-6:], maxima[:, :6], maxima[:, -6:] = False, False, False, False
+    di, dj, dii, djj, dij = (d[0, 0] for d in differences(s[None, None]))
+    det = dii * djj - dij * dij
+    step_i, step_j = -(djj * di - dij * dj) / det, -(dii * dj - dij * di) / det
+    usable = (det > 0) & (step_i.abs() <= 1) & (step_j.abs() <= 1)
+    maxima &= (dii < 0) | (djj < 0)
+    detected = torch.zeros(h, w, dtype=torch.bool)
+    rows, columns, scores = [], [], []
+    for y, x in torch.nonzero(maxima).tolist():
+        around = level[0, :, y - 6 : y + 7 : 3, x - 6 : x + 7 : 3].flatten(1)
+        if not bool((around.amax(1) - around.amin(1) >= 1.0).any()):
+            continue
+        # Python rounds halves to even, as torch and ONNX do.
+        cell_i, cell_j = (min(max(round((v - origin) / 4), 0), last - 1) for v, last in ((y, h), (x, w)))
+        if banned is not None and bool(banned[0, 0, cell_i, cell_j]):
+            continue
+        detected[cell_i, cell_j] = True
+        moved = bool(usable[y, x])
+        rows.append(y + float(step_i[y, x]) * moved if moved else float(y))
+        columns.append(x + float(step_j[y, x]) * moved if moved else float(x))
+        scores.append(float(s[y, x]))
+    return torch.tensor(rows), torch.tensor(columns), torch.tensor(scores), detected
+
+
+@torch.no_grad()
+def extract(
+    image: np.ndarray,
+    weights: Mapping[str, np.ndarray],
+    *,
+    head: str,
+    descriptor_relu: bool,
+    coordinates: str = "opencv",
+    scales: Sequence[float] = (1.0,),
+) -> Reference:
+    """Keypoints and descriptors of an H x W x 3 uint8 BGR image, by the letter."""
+    tensors = {key: torch.from_numpy(np.asarray(value, np.float32)) for key, value in weights.items()}
+    pixels = torch.from_numpy(image.astype(np.float32)) - torch.tensor([103.939, 116.779, 123.68])
+    full = pixels.permute(2, 0, 1)[None]
+    height, width = image.shape[:2]
+    origin = 3.5 if coordinates == "opencv" else 1.5
+    coarser: Tensor | None = None
+    banned: Tensor | None = None
+    found: list[Reference] = []
+    for index, rho in enumerate(scales):
+        level_height, level_width = math.floor(height * rho), math.floor(width * rho)
+        level = F.interpolate(full, size=(level_height, level_width), mode="bilinear", align_corners=True)
+        dense, conv1_2, conv2_2 = trunk(level, tensors)
+        if descriptor_relu:
+            dense = F.relu(dense)
+        h, w = dense.shape[2:]
+        if coarser is not None:
+            dense = dense + F.interpolate(coarser, size=(h, w), mode="bilinear", align_corners=True)
+        if banned is not None:
+            banned = F.interpolate(banned.float(), size=(h, w)).bool()
+        if head == "paper":
+            i, j, scores, detected = paper_level(dense, banned)
+            y, x = 4 * i + origin, 4 * j + origin
+        else:
+            fine = fine_map(conv1_2, conv2_2, tensors)
+            y, x, scores, detected = fine_level(dense, fine, level, banned, origin)
+            i, j = ((y - origin) / 4).clamp(0, h - 1), ((x - origin) / 4).clamp(0, w - 1)
+        descriptors = F.normalize(interpolate_at(dense[0], i, j), dim=1)
+        if coordinates == "upstream":
+            x, y = x * (width / level_width), y * (height / level_height)
+        else:
+            x, y = x * ((width - 1) / (level_width - 1)), y * ((height - 1) / (level_height - 1))
+        keypoints = torch.stack([x, y], dim=1)
+        found.append(
+            Reference(keypoints, scores / (index + 1), torch.full_like(scores, 1 / rho), descriptors)
+        )
+        banned = detected[None, None] if banned is None else banned | detected[None, None]
+        coarser = dense
+    return Reference(*(torch.cat(parts) for parts in zip(*found, strict=True)))

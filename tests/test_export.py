@@ -1,0 +1,197 @@
+"""Checkpoints in, one verified graph out: formats, refusals, metadata, and agreement with the formulas."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the export extra is not installed")
+onnx = pytest.importorskip("onnx", reason="the export extra is not installed")
+
+from typer.testing import CliRunner
+
+import d2feat
+from d2feat.model import bundled_folder
+from export.__main__ import app, export_checkpoint
+from export.checkpoint import CheckpointError, read_checkpoint
+from export.head import d2_scores, winner_patches
+from export.trunk import D2Net
+from export.verify import compare, photographs, verify_model
+
+
+def official_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A state dict of exactly the official files' names and shapes, with weights drawn by He's rule."""
+    torch.manual_seed(seed)
+    state = D2Net().state_dict()
+    for key, value in state.items():
+        if key.endswith("weight"):
+            torch.nn.init.kaiming_normal_(value)
+        else:
+            value.zero_()
+    return state
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("official") / "d2_tf.pth"
+    torch.save({"model": official_state()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def official_model(official: Path) -> Path:
+    return export_checkpoint(official, official.with_suffix(".onnx"))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old-style"])
+def test_reads_both_formats_of_torch_save(tmp_path: Path, zipped: bool) -> None:
+    import argparse
+
+    content = {"model": official_state(), "args": argparse.Namespace(lr=1e-3), "epoch_idx": 3}
+    torch.save(content, tmp_path / "d2_ots.pth", _use_new_zipfile_serialization=zipped)
+    checkpoint = read_checkpoint(tmp_path / "d2_ots.pth")
+    assert checkpoint.metadata["name"] == "d2_ots"
+    assert checkpoint.metadata["head"] == "paper"
+    assert checkpoint.metadata["descriptor_relu"] == "true"
+    assert checkpoint.net.fine is None
+
+
+def corrupt(state: dict[str, torch.Tensor], how: str) -> object:
+    key = "dense_feature_extraction.model.12.weight"
+    if how == "missing tensor":
+        del state[key]
+    elif how == "unknown tensor":
+        state["classifier.weight"] = torch.zeros(3)
+    elif how == "shape":
+        state[key] = torch.zeros(256, 256, 5, 5)
+    elif how == "not finite":
+        state[key][0, 0, 0, 0] = float("nan")
+    elif how == "another network":
+        return {"model": {"fc.weight": torch.zeros(3, 3)}}
+    elif how == "no model":
+        return {"state_dict": state}
+    elif how == "half a fine head":
+        state["fine.a.weight"] = torch.zeros(16, 64, 3, 3)
+    return {"model": state}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing tensor", "model.12.weight is missing"),
+        ("unknown tensor", "unknown tensor classifier.weight"),
+        ("shape", r"model.12.weight has shape \(256, 256, 5, 5\)"),
+        ("not finite", "not finite"),
+        ("another network", "no convolution at dense_feature_extraction.model.0.weight"),
+        ("no model", "no state dict under 'model'"),
+        ("half a fine head", "fine.a.bias is missing"),
+    ],
+)
+def test_names_what_is_wrong_with_a_checkpoint(tmp_path: Path, how: str, said: str) -> None:
+    torch.save(corrupt(official_state(), how), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=said):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_refuses_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("not weights")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name in ("text.pth", "empty.pth"):
+        with pytest.raises(CheckpointError, match="not a file of plain tensors"):
+            read_checkpoint(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*absent.pth"):
+        read_checkpoint(tmp_path / "absent.pth")
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_executes_nothing_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": official_state(), "trap": Harmful()}, "trap.pth")
+    with pytest.raises(CheckpointError, match="plain tensors"):
+        read_checkpoint("trap.pth")
+    assert not Path("executed").exists()
+
+
+def test_command_line_exports_and_refuses(official: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    out = tmp_path / "model.onnx"
+    arguments = ["--weights", str(official), "--out", str(out), "--coordinates", "upstream"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    said = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert (said["name"], said["coordinates"], said["scales"]) == ("d2_tf", "upstream", "1.0")
+    (tmp_path / "x.pth").write_text("no")
+    result = runner.invoke(app, ["--weights", str(tmp_path / "x.pth"), "--out", str(out)])
+    assert result.exit_code == 1
+    assert "x.pth" in result.output
+    assert runner.invoke(app, []).exit_code != 0
+
+
+def test_metadata_says_what_the_model_is(official: Path, official_model: Path) -> None:
+    import hashlib
+
+    said = {entry.key: entry.value for entry in onnx.load(official_model).metadata_props}
+    assert said["weights_sha256"] == hashlib.sha256(official.read_bytes()).hexdigest()
+    assert (said["head"], said["descriptor_relu"], said["channels"]) == ("paper", "true", "512")
+    assert (said["mean"], said["coordinates"]) == ("103.939,116.779,123.68", "opencv")
+    assert "unknown" in said["licence"]
+    assert official_model.stat().st_size < 16e6, "weights are stored in half precision"
+
+
+def test_official_format_is_used_like_any_model(official_model: Path) -> None:
+    image = np.ascontiguousarray(photographs(("chelsea",))["chelsea"][:160, :200])
+    keypoints, descriptors = d2feat.create(model=official_model).detectAndCompute(image)
+    assert len(keypoints) == len(descriptors) > 50
+    assert (descriptors >= 0).all(), "official descriptors are taken after a ReLU"
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["shipped", "official format"])
+def test_graph_agrees_with_the_literal_formulas(model: str, official_model: Path) -> None:
+    """In full, on five photographs at three sizes: ``python -m export verify onnx_models/d2net.onnx``."""
+    path = bundled_folder() / "d2net.onnx" if model == "shipped" else official_model
+    rows = list(verify_model(path, photographs(("chelsea", "rocket")), sizes=((150, 203),)))
+    assert len(rows) == 4
+    assert {row.scales for row in rows} == {(1.0,), (0.5, 1.0, 2.0)}
+    for row in rows:
+        assert row.keypoints > 100
+        assert row.passed, row
+
+
+def test_upstream_coordinates_agree_with_the_formulas_too(official: Path, tmp_path: Path) -> None:
+    path = export_checkpoint(official, tmp_path / "upstream.onnx", "upstream")
+    rows = list(verify_model(path, photographs(("rocket",)), sizes=((120, 163),)))
+    assert all(row.passed for row in rows), rows
+
+
+def test_comparison_notices_displaced_keypoints_and_descriptors() -> None:
+    rng = np.random.default_rng(0)
+    keypoints, scales = rng.uniform(0, 100, (50, 2)), np.ones(50)
+    descriptors = rng.standard_normal((50, 8))
+    expected = (keypoints, scales, descriptors)
+    assert compare(expected, expected) == (1.0, 0.0)
+    moved = keypoints.copy()
+    moved[:5] += 0.02
+    assert compare((moved, scales, descriptors), expected)[0] == pytest.approx(0.9)
+    assert compare((keypoints, scales, descriptors + 0.01), expected)[1] == pytest.approx(0.01)
+    assert compare((keypoints[:40], scales[:40], descriptors[:40]), expected)[0] < 0.995
+
+
+def test_a_map_without_positive_values_scores_zero_not_nan() -> None:
+    patches = winner_patches(torch.full((12, 8), -1.0), 3, 4)
+    assert torch.equal(d2_scores(patches), torch.zeros(3, 4))
+
+
+def test_winner_patches_are_the_winning_channels_neighbourhoods() -> None:
+    torch.manual_seed(1)
+    dense = torch.randn(6, 5, 7)
+    patches = winner_patches(dense.permute(1, 2, 0).reshape(35, 6), 5, 7)
+    padded = torch.nn.functional.pad(dense.relu(), (1, 1, 1, 1))
+    for y in range(5):
+        for x in range(7):
+            winner = dense[:, y, x].argmax()
+            assert torch.equal(patches[:, y, x].view(3, 3), padded[winner, y : y + 3, x : x + 3])

@@ -1,0 +1,512 @@
+"""Training: exact pairs, objectives against hand-computed cases, and a trainer that survives kill -9."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from torch import Generator, Tensor
+
+from export.checkpoint import read_checkpoint
+from export.trunk import D2Net
+from training import objectives as o
+from training.config import Config, Geometry, Light, Weights, config_from_dict
+from training.judge import judge, mutual_nearest, reprojection_errors
+from training.loss import losses, total
+from training.pairs import (
+    Pairs,
+    block_noise,
+    change_light,
+    gaussian_blur,
+    make_pairs,
+    pixel_grid,
+    project,
+    sample,
+    visible,
+)
+from training.photos import Photos, read_photos, stack
+from training.trainer import LOG, STATE, Trainer, TrainingError, schedule
+
+ROOT = Path(__file__).parent.parent
+WIDTHS = (8, 8, 8, 16)
+CALM = Light(night=0, share=0)
+TINY = Config(
+    steps=4, batch=2, size=64, positions=16, holdout=2, judge_every=1e9, judge_pairs=0, save_every=1e9,
+    weights=Weights(
+        match=1.0, triplet=1.0, repeatability=1.0, peakiness=1.0, coincidence=1.0, reprojection=1.0, matchability=1.0
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def photos() -> Photos:
+    images = [cv2.cvtColor(image, cv2.COLOR_RGB2BGR) for image in (data.astronaut(), data.coffee())]  # type: ignore[no-untyped-call]
+    patches = [
+        image[y : y + 160, x : x + 200] for image in images for y in (0, 120, 240) for x in (0, 90, 180)
+    ]
+    return stack([np.ascontiguousarray(patch) for patch in patches], (160, 200))
+
+
+def tiny_net(seed: int = 0) -> D2Net:
+    torch.manual_seed(seed)
+    return D2Net(WIDTHS, fine=True, descriptor_relu=False)
+
+
+def smooth_photos() -> Photos:
+    """Photographs whose colour says where one is: blue = x, green = y (exact under interpolation)."""
+    image = np.zeros((200, 250, 3), np.uint8)
+    image[..., 0] = np.arange(250)
+    image[..., 1] = np.arange(200)[:, None]
+    return stack([image], (200, 250))
+
+
+# Photographs
+
+
+def test_photographs_come_from_folders_and_shards_in_order_lying(tmp_path: Path) -> None:
+    standing = np.zeros((300, 100, 3), np.uint8)
+    standing[:100] = 255
+    cv2.imwrite(str(tmp_path / "b.png"), standing)
+    cv2.imwrite(str(tmp_path / "c.png"), np.full((700, 1600, 3), 9, np.uint8))
+    (tmp_path / "a.txt").write_text("no photograph")
+    (tmp_path / "broken.jpg").write_bytes(b"no photograph either")
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        path = tmp_path / "inner.png"
+        cv2.imwrite(str(path), np.full((80, 90, 3), 5, np.uint8))
+        shard.add(path, "x/inner.png")
+        path.unlink()
+    read = read_photos(tmp_path)
+    assert read.sizes.tolist() == [[90, 80], [300, 100], [480, 320]]
+    assert int(read.canvases[0, 0, 79, 89]) == 5 and int(read.canvases[0, 0, 80, 89]) == 0
+    assert sorted({int(read.canvases[1, 0, 50, 10]), int(read.canvases[1, 0, 50, 290])}) == [0, 255]
+    assert len(read_photos(tmp_path, limit=2)) == 2
+    with pytest.raises(FileNotFoundError, match="no readable photograph"):
+        read_photos(_folder(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_photos(tmp_path / "nowhere")
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_held_out_photographs_are_the_last_and_never_all(photos: Photos) -> None:
+    kept, held_out = photos.split(2)
+    assert (len(kept), len(held_out)) == (16, 2)
+    assert torch.equal(held_out.canvases, photos.canvases[-2:])
+    assert len(photos.split(100)[1]) == 2
+
+
+# Pairs
+
+
+def test_the_homography_takes_content_to_content() -> None:
+    """Colours that encode the photograph's coordinates must agree at corresponding points."""
+    geometry = Geometry(strong_share=1.0)
+    pairs = make_pairs(smooth_photos(), 32, (96, 96), geometry, CALM, Generator().manual_seed(1))
+    positions, shown = visible(pairs, margin=1)
+    assert float(shown.float().mean()) > 0.3
+    there = sample(pairs.second, positions)[:, :2]
+    error = (there - pairs.first[:, :2]).abs().amax(1)[shown]
+    # Grey levels are photograph pixels; both views are rounded to whole ones.
+    assert float(error.max()) < 1.2
+    assert float(error.mean()) < 0.4
+    signed = (there - pairs.first[:, :2]).permute(1, 0, 2, 3)[:, shown].mean(1)
+    assert float(signed.abs().max()) < 0.03, "a bias would be a fraction of a pixel between the views"
+
+
+def test_a_swapped_pair_is_the_inverse() -> None:
+    pairs = make_pairs(smooth_photos(), 4, (64, 80), Geometry(), CALM, Generator().manual_seed(2))
+    points = torch.rand(4, 9, 2) * 60
+    back = project(pairs.swapped().homography, project(pairs.homography, points))
+    torch.testing.assert_close(back, points, atol=2e-3, rtol=0)
+
+
+def test_views_cover_what_the_configuration_says(photos: Photos) -> None:
+    geometry = Geometry(rotation=0, strong_rotation=90, strong_share=1, zoom=2, perspective=0, stretch=1)
+    pairs = make_pairs(photos, 200, (64, 64), geometry, CALM, Generator().manual_seed(3))
+    linear = pairs.homography[:, :2, :2].double()
+    scale = torch.linalg.det(linear).sqrt()
+    assert 0.49 < float(scale.min()) < 0.6 and 1.7 < float(scale.max()) < 2.01
+    angle = torch.rad2deg(torch.atan2(linear[:, 1, 0], linear[:, 0, 0]))
+    assert float(angle.min()) < -70 and float(angle.max()) > 70
+
+
+def test_shrinking_is_filtered() -> None:
+    """Stripes of one pixel become grey when a view pixel covers two, instead of aliasing."""
+    stripes = np.zeros((200, 240, 3), np.uint8)
+    stripes[:, ::2] = 255
+    still = Geometry(
+        rotation=0, strong_share=0, zoom=1, perspective=0, stretch=1, shift=0, coarsest=(2.0, 2.0)
+    )
+    pairs = make_pairs(stack([stripes], (200, 240)), 1, (64, 64), still, CALM, Generator().manual_seed(0))
+    assert float(pairs.first.std()) < 1
+    assert abs(float(pairs.first.mean()) - 127.5) < 1
+
+
+def test_projection_against_hand_computed_points() -> None:
+    homography = torch.tensor([[[2.0, 0, 1], [0, 2, -1], [0.5, 0, 1]]])
+    mapped = project(homography, torch.tensor([[[2.0, 3.0], [0.0, 0.0]]]))
+    torch.testing.assert_close(mapped, torch.tensor([[[2.5, 2.5], [1.0, -1.0]]]))
+    behind = project(homography, torch.tensor([[[-4.0, 0.0]]]))
+    assert float(behind.abs().max()) > 1e5 and bool(torch.isfinite(behind).all())
+
+
+def test_light_changes_light_only_and_repeats(photos: Photos) -> None:
+    images = photos.canvases[:8].float()
+    again = [change_light(images, Light(), Generator().manual_seed(5)) for _ in range(2)]
+    assert torch.equal(*again)
+    assert (
+        torch.equal(again[0], again[0].round()) and 0 <= float(again[0].min()) <= float(again[0].max()) <= 255
+    )
+    assert float((again[0] - images).abs().mean()) > 5
+    untouched = change_light(images, Light(), Generator().manual_seed(5), strength=0)
+    night_free = change_light(images, CALM, Generator().manual_seed(5))
+    torch.testing.assert_close(untouched, images, atol=1.0, rtol=0)
+    torch.testing.assert_close(night_free, images, atol=1.0, rtol=0)
+    night = change_light(images, Light(night=1, share=0), Generator().manual_seed(5))
+    assert float(night.mean()) < 0.5 * float(images.mean())
+
+
+def test_blur_and_blocks() -> None:
+    impulse = torch.zeros(2, 1, 41, 41)
+    impulse[:, :, 20, 20] = 1
+    blurred = gaussian_blur(impulse, torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
+    grid = pixel_grid(41, 41, impulse.device) - 20
+    variance = (blurred[0, 0].unsqueeze(2) * grid**2).sum((0, 1))
+    torch.testing.assert_close(variance, torch.tensor([4.0, 1.0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(blurred[1], impulse[1])
+
+    image = torch.rand(1, 3, 21, 30) * 255
+    torch.testing.assert_close(block_noise(image, torch.zeros(1, 1, 1, 1)), image, atol=0.01, rtol=0)
+    coarse = block_noise(image, torch.full((1, 1, 1, 1), 1e4))
+    assert float(coarse[0, 0, :8, :8].std()) < 1e-3, "only the mean survives such a quantisation"
+
+
+# Objectives
+
+
+def identity_points(points: Tensor) -> o.Points:
+    return o.Points(points, points, torch.ones(points.shape[:2], dtype=torch.bool))
+
+
+def test_soft_scores_against_a_hand_computed_map() -> None:
+    dense = torch.zeros(1, 1, 3, 3)
+    dense[0, 0, 1, 1] = 2.0
+    score = o.soft_scores(dense)[0, 0]
+    # alpha = e / (e + 8) and beta = 1 in the centre, gamma = 0 elsewhere: all of the sum is there.
+    assert float(score[1, 1]) == pytest.approx(1.0)
+    two = torch.zeros(1, 2, 3, 3)
+    two[0, 0, 1, 1], two[0, 1, 0, 0] = 2.0, 1.0
+    one, other = math.e / (math.e + 8), math.exp(0.5) / (math.exp(0.5) + 8)
+    assert float(o.soft_scores(two)[0, 0, 0, 0]) == pytest.approx(other / (one + other))
+
+
+def test_all_zero_maps_give_no_nan() -> None:
+    dense = torch.zeros(2, 4, 15, 15, requires_grad=True)
+    score = o.fine_scores(dense, torch.zeros(2, 1, 64, 64) + 1e-12)
+    points = identity_points(torch.rand(2, 5, 2) * 50 + 4)
+    shown = torch.ones(2, 64, 64, dtype=torch.bool)
+    generator = Generator().manual_seed(0)
+    eye = torch.eye(3).repeat(2, 1, 1)
+    terms = [
+        o.info_nce(dense, dense, points, 0.07, 1.5)[0].mean(),
+        o.triplet(dense, dense, points, 1.5),
+        o.repeatability(score, score, shown, 8),
+        o.repeatability(score, score, torch.zeros_like(shown), 8),
+        o.coincidence(score, score, shown, 8, 4.0, 0.7, generator),
+        o.reprojection(score, score, points, eye, 4.0),
+        o.matchability(score, score, points, torch.ones(2, 5, dtype=torch.bool), 1.5),
+        o.soft_scores(dense).sum(),
+    ]
+    torch.autograd.backward(torch.stack(terms).sum())
+    assert all(bool(torch.isfinite(term)) for term in terms)
+    assert dense.grad is not None and bool(torch.isfinite(dense.grad).all())
+
+
+def test_info_nce_against_hand_computed_similarities() -> None:
+    """Unit vectors e0 at the anchor and its match, e1 at all other cells, e2 in the other image."""
+    dense = torch.zeros(2, 3, 5, 5)
+    dense[0, 1], dense[1, 2] = 1.0, 1.0
+    dense[0, :, 2, 2] = torch.tensor([1.0, 0, 0])
+    points = identity_points(torch.tensor([[[11.5, 11.5]], [[11.5, 11.5]]]))
+    loss, matched = o.info_nce(dense, dense, points, 0.5, 1.5)
+    # Radius 1.5 leaves 25 - 9 = 16 negatives of similarity 0, and 25 of the other image.
+    assert float(loss[0, 0]) == pytest.approx(math.log(math.exp(2) + 16 + 25) - 2, rel=1e-5)
+    assert matched.tolist() == [[True], [False]], "in the second image everything looks alike"
+
+
+def test_info_nce_samples_descriptors_between_cells() -> None:
+    dense = torch.randn(2, 6, 9, 9)
+    at = torch.tensor([[[3.5 + 4 * 2.25, 3.5 + 4 * 5.5]]]).expand(2, -1, -1)
+    expected = (
+        0.75 * (dense[:, :, 5, 2] + dense[:, :, 6, 2]) / 2
+        + 0.25 * (dense[:, :, 5, 3] + dense[:, :, 6, 3]) / 2
+    )
+    expected = torch.nn.functional.normalize(expected, dim=1)
+    torch.testing.assert_close(o.descriptors(dense, at)[:, 0], expected)
+
+
+def test_triplet_against_a_hand_computed_case() -> None:
+    dense = torch.zeros(1, 2, 7, 7)
+    dense[:, 0] = 1.0
+    dense[0, :, 3, 3] = torch.tensor([0.6, 0.8])
+    points = identity_points(torch.tensor([[[15.5, 15.5]]]))
+    # p = 0; the hardest negative is (1, 0): cosine 0.6, squared distance 0.8; margin 1 leaves 0.2.
+    assert float(o.triplet(dense, dense, points, 1.5)) == pytest.approx(0.2, abs=1e-5)
+    points = points._replace(valid=torch.zeros(1, 1, dtype=torch.bool))
+    assert float(o.triplet(dense, dense, points, 1.5)) == 0
+
+
+def peak_map(x: int, y: int, size: int = 32) -> Tensor:
+    score = torch.full((1, 1, size, size), 1e-6)
+    score[0, 0, y::8, x::8] = 1.0
+    return score
+
+
+def test_coincidence_and_repeatability_prefer_peaks_that_agree() -> None:
+    shown = torch.ones(1, 32, 32, dtype=torch.bool)
+
+    def terms(one: Tensor, two: Tensor) -> tuple[float, float]:
+        agreement = o.coincidence(one, two, shown, 8, 4.0, 0.7, Generator().manual_seed(0))
+        return float(agreement), float(o.repeatability(one, two, shown, 8))
+
+    same, apart = terms(peak_map(3, 3), peak_map(3, 3)), terms(peak_map(3, 3), peak_map(7, 3))
+    assert same[0] == pytest.approx(0, abs=1e-4) and same[1] == pytest.approx(0, abs=1e-4)
+    assert apart[1] == pytest.approx(1, abs=1e-3)
+    # Peaks 4 px apart, tolerance 0.7: exp(-16 / 0.98), which is nothing beside the floor of 0.05.
+    assert apart[0] == pytest.approx(-math.log(0.05 / 1.05), abs=1e-4)
+    near = terms(peak_map(3, 3), peak_map(4, 3))[0]
+    assert near < apart[0]
+    flat = torch.full((1, 1, 32, 32), 0.5)
+    assert terms(flat, flat)[0] > near, "flat maps agree, but have no keypoint"
+    assert float(o.peakiness(peak_map(3, 3), 8)) < 0.1
+    assert float(o.peakiness(flat, 8)) == pytest.approx(1)
+
+
+def test_reprojection_measures_the_distance_of_soft_positions() -> None:
+    grid = pixel_grid(32, 32, torch.device("cpu"))
+
+    def blob(x: float, y: float) -> Tensor:
+        return torch.exp(-((grid - torch.tensor([x, y])) ** 2).sum(2) / 2)[None, None]
+
+    points = identity_points(torch.tensor([[[16.0, 16.0]]]))
+    eye = torch.eye(3)[None]
+    one = blob(16.25, 16.0).requires_grad_()
+    distance = o.reprojection(one, blob(15.75, 16.0), points, eye, 1.0)
+    assert float(distance.detach()) == pytest.approx(0.5, abs=0.02)
+    torch.autograd.backward(distance)
+    assert one.grad is not None and float(one.grad.abs().max()) > 0
+    moved = torch.tensor([[[1.0, 0, 0.5], [0, 1, 0], [0, 0, 1]]])
+    assert float(o.reprojection(blob(15.75, 16), blob(16.25, 16), points, moved, 1.0)) < 0.02
+
+
+def test_matchability_is_the_cross_entropy_of_the_outcome() -> None:
+    score = torch.full((1, 1, 32, 32), 0.01)
+    score[0, 0, 8, 8], score[0, 0, 20, 20] = 0.9, 0.6
+    points = identity_points(torch.tensor([[[8.0, 8.0], [20.0, 20.0]]]))
+    loss = o.matchability(score, score, points, torch.tensor([[True, False]]), 1.5)
+    assert float(loss) == pytest.approx(-(math.log(0.9) + math.log(0.4)) / 2, rel=1e-5)
+    far = points._replace(second=torch.tensor([[[10.0, 8.0], [20.0, 20.0]]]))
+    loss = o.matchability(score, score, far, torch.tensor([[True, True]]), 1.5)
+    assert float(loss) == pytest.approx(-(math.log(0.1) + math.log(0.6)) / 2, rel=1e-5)
+
+
+def test_window_peaks_are_the_peaks_of_their_windows() -> None:
+    grid = pixel_grid(40, 40, torch.device("cpu"))[None]
+    shown = torch.ones(1, 40, 40, dtype=torch.bool)
+    score = torch.rand(1, 1, 40, 40, generator=Generator().manual_seed(0))
+    points = o.window_peaks(score, grid, shown, 8, 200, Generator().manual_seed(1))
+    x, y = points.first[points.valid.bool()].long().T
+    assert 8 < len(x) <= 25
+    for u, v in zip(x.tolist(), y.tolist(), strict=True):
+        assert float(score[0, 0, v, u]) >= 0.8, "the highest of 64 even draws"
+    assert torch.equal(points.first, points.second)
+
+
+def test_gradients_of_the_whole_objective_reach_every_weight(photos: Photos) -> None:
+    net = tiny_net()
+    generator = Generator().manual_seed(0)
+    pairs = make_pairs(photos, 2, (64, 64), Geometry(), Light(), generator)
+    terms = losses(net, pairs, TINY, generator)
+    assert set(terms) == set(vars(TINY.weights))
+    torch.autograd.backward(total(terms, TINY))
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        assert float(parameter.grad.abs().max()) > 0, name
+
+
+# Judgement
+
+
+def test_judgement_of_matches_by_hand() -> None:
+    one = torch.eye(3)
+    two = torch.stack([one[1], one[0], (one[0] + 0.1 * one[2]) / math.sqrt(1.01)])
+    assert mutual_nearest(one, two).tolist() == [[0, 1], [1, 0]]
+    assert mutual_nearest(one, two[:0]).shape == (0, 2)
+    moved = torch.tensor([[1.0, 0, 3], [0, 1, 4], [0, 0, 1]])
+    errors = reprojection_errors(moved, torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    torch.testing.assert_close(errors, torch.tensor([0.0, 5.0]))
+
+
+def test_judging_repeats_and_tells_good_from_bad(photos: Photos) -> None:
+    good = judge(tiny_net(), photos, pairs=2)
+    assert good == judge(tiny_net(), photos, pairs=2)
+    assert set(good) == {"light", "viewpoint"}
+    assert good["light"].keypoints > 50
+    assert 0 <= good["viewpoint"].mma1 <= good["viewpoint"].mma3 <= 1
+
+
+# Configuration
+
+
+def test_configurations_survive_a_checkpoint_and_refuse_nonsense() -> None:
+    config = Config().override(steps=3, weights__match=2, geometry__coarsest=[1.0, 1.2], train="all")
+    assert config.weights.match == 2.0 and config.geometry.coarsest == (1.0, 1.2)
+    assert config_from_dict(config.as_dict()) == config
+    for wrong in ({"stepps": 1}, {"steps": 1.5}, {"weights": 1}, {"weights__colour": 1.0}, {"size": 100}):
+        with pytest.raises(ValueError, match=r"no value|must be"):
+            Config().override(**wrong)
+    with pytest.raises(ValueError, match="train='fine'"):
+        Config(train="fine")
+
+
+def test_the_schedule_warms_up_and_anneals() -> None:
+    rates = [schedule(done / 100, 0.1) for done in range(101)]
+    assert rates[0] < 0.02 and max(rates) == pytest.approx(1) and rates.index(max(rates)) == 10
+    assert rates[-1] == pytest.approx(0.01)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+# Trainer
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    content = torch.load(path, weights_only=True)
+    assert isinstance(content["model"], dict)
+    return content["model"]
+
+
+def test_a_stopped_run_ends_like_an_unbroken_one(photos: Photos, tmp_path: Path) -> None:
+    whole = Trainer(photos, TINY, tmp_path / "whole", net=tiny_net()).run()
+
+    class Killed(Exception):
+        pass
+
+    def kill_at_three(progress: object) -> None:
+        if broken.step == 2:
+            broken.save()
+        if broken.step == 3:
+            raise Killed
+
+    broken = Trainer(photos, TINY, tmp_path / "broken", net=tiny_net())
+    with pytest.raises(Killed):
+        broken.run(kill_at_three)
+    again = Trainer(photos, TINY, tmp_path / "broken", net=tiny_net(seed=1))
+    assert again.step == 2
+    resumed = weights_of(again.run())
+    for name, expected in weights_of(whole).items():
+        assert torch.equal(resumed[name], expected), name
+    with (tmp_path / "broken" / LOG).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    with pytest.raises(TrainingError, match="another configuration"):
+        Trainer(photos, TINY.override(batch=3), tmp_path / "broken", net=tiny_net())
+
+
+def test_training_lowers_the_loss_and_starts_from_a_checkpoint(photos: Photos, tmp_path: Path) -> None:
+    config = TINY.override(
+        steps=40, trunk_rate=3e-3, fine_rate=3e-3, bfloat16=False, weights__triplet=0.0, light__share=0.1
+    )
+    trainer = Trainer(photos, config, tmp_path / "run", net=tiny_net())
+    seen: list[float] = []
+    path = trainer.run(lambda progress: seen.append(progress.row["loss"]))
+    assert np.mean(seen[-8:]) < 0.97 * np.mean(seen[:8])
+    read = read_checkpoint(path)
+    assert read.metadata["head"] == "fine" and read.metadata["descriptor_relu"] == "false"
+    onward = Trainer(photos, TINY, tmp_path / "on", init=path)
+    torch.testing.assert_close(onward.average[0], trainer.average[0].half().float())
+
+
+def test_a_frozen_trunk_stays_as_it_is(photos: Photos, tmp_path: Path) -> None:
+    config = TINY.override(train="fine", steps=2, weights__match=0.0, weights__triplet=0.0)
+    net = tiny_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    Trainer(photos, config, tmp_path / "run", net=net).run()
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("fine.")}
+
+
+def test_steps_without_finite_gradients_are_skipped_then_refused(photos: Photos, tmp_path: Path) -> None:
+    net = tiny_net()
+    with torch.no_grad():
+        next(net.parameters())[0, 0, 0, 0] = torch.nan
+    trainer = Trainer(photos, TINY.override(steps=50), tmp_path / "run", net=net)
+    before = [parameter.clone() for parameter in net.parameters()][1:]
+    with pytest.raises(TrainingError, match="no finite gradient"):
+        trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, list(net.parameters())[1:], strict=True))
+
+
+def test_the_command_survives_kill_9_and_writes_a_checkpoint(photos: Photos, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "photos")
+    for i, canvas in enumerate(photos.canvases):
+        cv2.imwrite(str(folder / f"{i:02}.png"), canvas.permute(1, 2, 0).numpy())
+    trainer = Trainer(photos, TINY.override(steps=1), tmp_path / "seed", net=tiny_net())
+    init, out = trainer.run(), tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "training", "--photos", str(folder), "--out", str(out), "--init", str(init)),
+        *("--device", "cpu", "--steps", "3"),
+        *("--set", "size=64", "--set", "batch=2", "--set", "positions=16", "--set", "judge_pairs=1"),
+        *("--set", "save_every=0"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(
+        [*command, "--steps", "100000"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (out / STATE).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reached = torch.load(out / STATE, weights_only=True)["step"]
+    assert reached >= 1
+    command[command.index("3")] = str(reached + 3)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"from step {reached}" in done.stdout and "viewpoint: MMA@1/@3" in done.stdout
+    written = torch.load(out / "d2net.pth", weights_only=True)
+    assert written["d2feat"]["recipe"]["steps"] == reached + 3
+    assert written["d2feat"]["config"]["size"] == 64
+    assert all(value.dtype == torch.float16 for value in written["model"].values())
+    assert read_checkpoint(out / "d2net.pth").metadata["channels"] == "16"
+    refused = subprocess.run(
+        [*command, "--set", "sise=1"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "no value 'sise'" in refused.stdout
+
+
+def test_pairs_are_made_alike_whatever_the_order_of_calls(photos: Photos) -> None:
+    """A step's randomness is a function of its generator alone."""
+    made: list[Pairs] = []
+    for _ in range(2):
+        made.append(make_pairs(photos, 3, (64, 64), Geometry(), Light(), Generator().manual_seed(11)))
+        torch.rand(7)
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
