@@ -123,10 +123,11 @@ def compare(
     )
 
 
-def estimate_homography(
-    points1: npt.NDArray[np.float32], points2: npt.NDArray[np.float32]
-) -> Estimate:
-    """Homography that maps the M x 2 `points1` to `points2`, by MAGSAC++ within `HOMOGRAPHY_THRESHOLD`."""
+def estimate_homography(points1: npt.NDArray[np.float32], points2: npt.NDArray[np.float32]) -> Estimate:
+    """Homography that maps the M x 2 `points1` to `points2`.
+
+    MAGSAC++ with `HOMOGRAPHY_THRESHOLD` finds it and its inliers; least squares on these polish it.
+    """
 
     def find() -> Any:
         return cv2.findHomography(
@@ -138,12 +139,14 @@ def estimate_homography(
             confidence=CONFIDENCE,
         )
 
-    return _estimate(find, len(points1), minimum=4)
+    found = _estimate(find, len(points1), minimum=4)
+    if found.matrix is None or len(found) < 4:
+        return found
+    polished, _ = cv2.findHomography(points1[found.inliers], points2[found.inliers], 0)
+    return found if polished is None else Estimate(polished.astype(np.float64), found.inliers)
 
 
-def estimate_fundamental(
-    points1: npt.NDArray[np.float32], points2: npt.NDArray[np.float32]
-) -> Estimate:
+def estimate_fundamental(points1: npt.NDArray[np.float32], points2: npt.NDArray[np.float32]) -> Estimate:
     """Fundamental matrix of the M x 2 `points1` and `points2`, by MAGSAC++ within `FUNDAMENTAL_THRESHOLD`."""
 
     def find() -> Any:

@@ -79,7 +79,8 @@ def view_change(
     turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
     tip = np.array([[1, 0, 0], [0, 1, 0], [tilt / width, -tilt / width * 2 / 3, 1]])
     matrix: Matrix = np.linalg.inv(to_centre) @ tip @ turn @ to_centre
-    return matrix / matrix[2, 2]
+    matrix /= matrix[2, 2]
+    return matrix
 
 
 def relight(image: Image, seed: int = 0) -> Image:

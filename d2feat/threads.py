@@ -11,11 +11,11 @@ def usable_processors() -> int:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         count = os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = cgroup_quota()
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     """Processors that the container's quota allows (cgroup v2, then v1), None without one."""
     try:
         quota, period = (root / "cpu.max").read_text().split()

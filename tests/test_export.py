@@ -20,14 +20,14 @@ from export.verify import compare, photographs, verify_model
 
 
 def official_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A state dict of exactly the official files' names and shapes, with weights drawn by He's rule."""
+    """A state dict of exactly the official files' names and shapes, with weights drawn by He's rule, and small biases."""
     torch.manual_seed(seed)
     state = D2Net().state_dict()
     for key, value in state.items():
         if key.endswith("weight"):
             torch.nn.init.kaiming_normal_(value)
         else:
-            value.zero_()
+            value.uniform_(-0.05, 0.05)
     return state
 
 
@@ -158,7 +158,7 @@ def test_graph_agrees_with_the_literal_formulas(model: str, official_model: Path
     assert len(rows) == 4
     assert {row.scales for row in rows} == {(1.0,), (0.5, 1.0, 2.0)}
     for row in rows:
-        assert row.keypoints > 100
+        assert row.keypoints > 50
         assert row.passed, row
 
 

@@ -1,0 +1,99 @@
+"""``d2feat eval``: compare d2feat with OpenCV's features where the truth is known."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import D2FeatError
+from ..feature2d import MULTISCALE
+from .methods import open_methods
+from .report import draw_curves, tables, write_json
+from .sequences import ImageSequence, evaluate, read_sequences
+from .synthetic import make_sequences
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Compare d2feat with OpenCV's features on image sequences whose homographies are known.",
+)
+
+Methods = Annotated[
+    str, typer.Option(help="comma-separated: sift, rootsift, orb, akaze, and names or paths of d2feat models")
+]
+Budget = Annotated[int, typer.Option(min=0, help="features an image, best by response; 0 for all")]
+Models = Annotated[
+    list[str] | None, typer.Option(help="a further d2feat model, name or path; may be repeated")
+]
+Multiscale = Annotated[bool, typer.Option("--multiscale", help="d2feat models on the paper's three scales")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--out", help="folder for evaluation.json and mma.png; made if missing")
+]
+
+METHODS = "d2net,sift,rootsift,orb"
+
+
+@app.command()
+def sequences(
+    folder: Annotated[Path, typer.Argument(help="folder of sequences in HPatches' layout", metavar="DIR")],
+    methods: Methods = METHODS,
+    nfeatures: Budget = 2048,
+    model: Models = None,
+    multiscale: Multiscale = False,
+    only: Annotated[str, typer.Option(help="comma-separated names of sequences; all by default")] = "",
+    out: Output = None,
+) -> None:
+    """Compare on the sequences in DIR: SEQUENCE/1.ppm to 6.ppm (or any format) and H_1_2 to H_1_6."""
+    found = read_sequences(folder, _split(only))
+    _run(found, [*_split(methods), *(model or [])], nfeatures, multiscale, out)
+
+
+@app.command()
+def synthetic(
+    photos: Annotated[str, typer.Argument(help="folder of photographs or tar files, a tar file, or skimage")],
+    methods: Methods = METHODS,
+    nfeatures: Budget = 2048,
+    model: Models = None,
+    multiscale: Multiscale = False,
+    count: Annotated[int, typer.Option(min=1, help="photographs to take")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="of the choice and of all changes")] = 0,
+    out: Output = None,
+) -> None:
+    """Compare on sequences made from PHOTOS, with exact truth: change of light (i_) and of viewpoint (v_)."""
+    made = make_sequences(photos, count, seed)
+    _run(made, [*_split(methods), *(model or [])], nfeatures, multiscale, out)
+
+
+def _run(
+    found: list[ImageSequence], names: list[str], nfeatures: int, multiscale: bool, out: Path | None
+) -> None:
+    console = Console(highlight=False)
+    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,))
+    for name, reason in skipped.items():
+        console.print(f"{name} is left out: {reason}", markup=False)
+    if not methods:
+        raise D2FeatError("no method is left to evaluate")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        images = sum(1 + len(sequence.homographies) for sequence in found)
+        task = progress.add_task("", total=images * len(methods))
+        evaluation = evaluate(
+            found,
+            methods,
+            nfeatures,
+            skipped,
+            lambda what: progress.update(task, advance=1, description=what),
+        )
+    for table in tables(evaluation):
+        console.print(table)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(evaluation, out / "evaluation.json")
+        draw_curves(evaluation, out / "mma.png")
+        console.print(f"wrote {out / 'evaluation.json'} and {out / 'mma.png'}", markup=False, soft_wrap=True)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]

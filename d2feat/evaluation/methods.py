@@ -1,0 +1,141 @@
+"""The methods that are compared: d2feat's models and OpenCV's detectors, at equal feature budgets."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..feature2d import D2Feature, create
+from ..images import Image
+from ..matching import match
+from .metrics import Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """Features of one image.
+
+    Attributes:
+        points: N x 2 float32, (x, y) in pixels.
+        descriptors: N x C float32, or N x bytes uint8 of a binary method.
+        norm: `cv2.NORM_L2` or `cv2.NORM_HAMMING`, the distance between descriptors.
+    """
+
+    points: npt.NDArray[np.float32]
+    descriptors: npt.NDArray[Any]
+    norm: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named function from an image to its features."""
+
+    name: str
+    extract: Callable[[Image], Extraction]
+
+
+def open_methods(
+    names: Iterable[str], nfeatures: int, scales: Sequence[float] = (1.0,)
+) -> tuple[list[Method], dict[str, str]]:
+    """Methods by name, and the reason for each that this OpenCV lacks.
+
+    Args:
+        names: "sift", "rootsift", "orb", "akaze"; any other is the name or path of a d2feat model.
+        nfeatures: features that each method may give an image, best by response; 0 for all.
+        scales: pyramid of the d2feat models.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    methods, skipped = [], {}
+    for name in dict.fromkeys(names):
+        if name not in _CV2:
+            methods.append(d2feat_method(create(nfeatures, scales=scales, model=name), name))
+        elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):
+            skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
+        else:
+            methods.append(Method(name, _CV2[name](nfeatures)))
+    return methods, skipped
+
+
+def d2feat_method(detector: D2Feature, name: str) -> Method:
+    """A detector of `d2feat.create` as a method; its own nfeatures is the budget."""
+
+    def extract(image: Image) -> Extraction:
+        features = detector.extract(image)
+        return Extraction(features.keypoints, features.descriptors, detector.defaultNorm())
+
+    return Method(name, extract)
+
+
+def mutual_matches(one: Extraction, two: Extraction) -> Indices:
+    """M x 2 indices of the descriptors that are each other's nearest neighbours."""
+    if len(one.points) == 0 or len(two.points) == 0:
+        return np.zeros((0, 2), np.int64)
+    if one.norm == cv2.NORM_L2:
+        found: Sequence[cv2.DMatch] = match(one.descriptors, two.descriptors)
+    else:
+        found = cv2.BFMatcher(one.norm, crossCheck=True).match(one.descriptors, two.descriptors)
+    return np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
+
+
+def _sift(nfeatures: int, root: bool = False) -> Callable[[Image], Extraction]:
+    detector = cv2.SIFT.create(nfeatures)
+
+    def extract(image: Image) -> Extraction:
+        found = _best(detector.detectAndCompute(image, None), nfeatures, cv2.NORM_L2, 128)
+        if not root:
+            return found
+        # RootSIFT: Arandjelovic & Zisserman, "Three things everyone should know", CVPR 2012.
+        total = found.descriptors.sum(axis=1, keepdims=True).clip(min=1e-12)
+        return Extraction(found.points, np.sqrt(found.descriptors / total), cv2.NORM_L2)
+
+    return extract
+
+
+def _rootsift(nfeatures: int) -> Callable[[Image], Extraction]:
+    return _sift(nfeatures, root=True)
+
+
+def _orb(nfeatures: int) -> Callable[[Image], Extraction]:
+    detector = cv2.ORB.create(nfeatures if nfeatures > 0 else 1_000_000)
+
+    def extract(image: Image) -> Extraction:
+        return _best(detector.detectAndCompute(image, None), nfeatures, cv2.NORM_HAMMING, 32)
+
+    return extract
+
+
+def _akaze(nfeatures: int) -> Callable[[Image], Extraction]:
+    # The default threshold of 1e-3 leaves it far short of the budget.
+    detector = cv2.AKAZE_create(threshold=1e-4)  # type: ignore[attr-defined]  # OpenCV 4 has it
+
+    def extract(image: Image) -> Extraction:
+        return _best(detector.detectAndCompute(image, None), nfeatures, cv2.NORM_HAMMING, 61)
+
+    return extract
+
+
+_CV2: Final[dict[str, Callable[[int], Callable[[Image], Extraction]]]] = {
+    "sift": _sift,
+    "rootsift": _rootsift,
+    "orb": _orb,
+    "akaze": _akaze,
+}
+
+
+def _best(found: tuple[Any, Any], nfeatures: int, norm: int, elements: int) -> Extraction:
+    """OpenCV's result as arrays, no more than `nfeatures` of them (SIFT keeps ties beyond its limit)."""
+    keypoints, descriptors = found
+    if descriptors is None:
+        dtype = np.float32 if norm == cv2.NORM_L2 else np.uint8
+        return Extraction(np.zeros((0, 2), np.float32), np.zeros((0, elements), dtype), norm)
+    points = np.array([keypoint.pt for keypoint in keypoints], np.float32)
+    if 0 < nfeatures < len(points):
+        responses = np.array([keypoint.response for keypoint in keypoints])
+        kept = np.argsort(-responses, kind="stable")[:nfeatures]
+        points, descriptors = points[kept], np.ascontiguousarray(descriptors[kept])
+    return Extraction(points, descriptors, norm)
