@@ -5,11 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pytest_benchmark.fixture import BenchmarkFixture
-
 
 def compare(
-    benchmark: BenchmarkFixture, ours: Callable[[], Any], other: Callable[[], Any], *, name: str, rounds: int
+    benchmark: Any, ours: Callable[[], Any], other: Callable[[], Any], *, name: str, rounds: int
 ) -> float:
     """Benchmark `ours`, running `other` once before each round; the median of `other` over that of `ours`.
 
@@ -30,7 +28,7 @@ def compare(
         times.append(time.perf_counter() - start)
 
     benchmark.pedantic(ours, setup=before, rounds=rounds, iterations=1)
-    ratio = statistics.median(times) / benchmark.stats.stats.median
+    ratio = float(statistics.median(times) / benchmark.stats.stats.median)
     benchmark.extra_info.update(
         {"compared with": name, "other median s": statistics.median(times), "ratio": ratio}
     )

@@ -14,7 +14,7 @@ from benchmarks.interleaved import compare
 from d2feat.model import find_model
 from d2feat.threads import usable_processors
 from export.graph import network_weights
-from export.verify import photographs
+from export.photographs import shipped_photographs
 from tests.reference import extract
 
 TRUNK_MULTIPLICATIONS = 170e9
@@ -23,7 +23,9 @@ TRUNK_MULTIPLICATIONS = 170e9
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    return cv2.resize(photographs(("motorcycle",))["motorcycle"], (640, 480), interpolation=cv2.INTER_AREA)
+    return cv2.resize(
+        shipped_photographs(("motorcycle",))["motorcycle"], (640, 480), interpolation=cv2.INTER_AREA
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_fp32_against_the_literal_reference(
 
 def test_against_sift(benchmark: BenchmarkFixture, image: np.ndarray) -> None:
     """640 x 480 at 2048 features."""
-    detector, sift = d2feat.create(2048, provider="cpu"), cv2.SIFT_create(2048)
+    detector, sift = d2feat.create(2048, provider="cpu"), cv2.SIFT.create(2048)
     compare(
         benchmark,
         lambda: detector.detectAndCompute(image),

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from . import MULTISCALE, __version__, available_models, create
 from .errors import InputError
+from .evaluation.cli import app as evaluation
 from .model import DEFAULT
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="D2-Net local features for OpenCV: match images, see the demo, examine this installation.",
 )
+app.add_typer(evaluation, name="eval")
 console = Console(highlight=False)
 
 NFeatures = Annotated[

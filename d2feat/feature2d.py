@@ -27,6 +27,9 @@ KeyPoints = tuple[cv2.KeyPoint, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_PLURALS: Final = {"images": "image", "masks": "mask"}
+"""What OpenCV's overloads for several images call these arguments."""
+
 
 def _cv2_call(function: Callable[P, R]) -> Callable[P, R]:
     """Arguments that do not fit raise an error that is a `cv2.error`, as OpenCV's own bindings do."""
@@ -34,6 +37,9 @@ def _cv2_call(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for plural, name in _PLURALS.items():
+            if plural in kwargs and plural not in signature.parameters and name not in kwargs:
+                kwargs[name] = kwargs.pop(plural)
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -64,7 +70,10 @@ class D2Feature:
         provider: Provider = "auto",
         threads: int = 0,
     ) -> None:
-        self._model, self._provider, self._threads = os.fspath(model), provider, _whole(threads, "threads")
+        self._model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        self._provider, self._threads = provider, _whole(threads, "threads")
+        if self._threads < 0:
+            raise InputError(f"threads must not be negative, not {threads}")
         self.setNFeatures(nfeatures)
         self.setScoreThreshold(scoreThreshold)
         self.setScales(scales)
@@ -107,7 +116,7 @@ class D2Feature:
 
         Returns:
             Tuple of N `cv2.KeyPoint`, best first, and N x C float32 descriptors of unit length;
-            ``((), None)`` if there are none. Descriptors are a UMat if the image is.
+            ``((), None)`` if there are none. For a UMat the descriptors are a UMat, empty if there are none.
 
         Raises:
             InputError: an argument is unusable.
@@ -116,7 +125,7 @@ class D2Feature:
             raise InputError("detectAndCompute takes one image; for several there is detectAndComputeBatch")
         if useProvidedKeypoints:
             as_image(image)
-            return (), None
+            return (), _deliver(None, descriptors, image)
         keypoints, found = self.extract(image, mask).to_opencv()
         return keypoints, _deliver(found, descriptors, image)
 
@@ -167,7 +176,7 @@ class D2Feature:
         points = read_keypoints(keypoints)
         kept = describable(points, (pixels.shape[1], pixels.shape[0]))
         if len(kept) == 0:
-            return (), None
+            return (), _deliver(None, descriptors, image)
         found = self.describe(pixels, points[kept])
         return tuple(_copied(keypoints[i]) for i in kept), _deliver(found, descriptors, image)
 
@@ -202,7 +211,10 @@ class D2Feature:
         """
         pixels = as_image(image)
         resized = self._resized(pixels)
-        values = np.array(points, np.float32).reshape(-1, 3)
+        try:
+            values = np.array(points, np.float32).reshape(-1, 3)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"points must be M x 3 numbers ({error})") from None
         if not np.isfinite(values).all() or not (values[:, 2] > 0).all():
             raise InputError("points must be finite and their scales positive")
         values[:, :2] = self._to_image(values[:, :2], pixels, resized)
@@ -350,6 +362,11 @@ class D2Feature:
         nodes |= {key: fn.getNode(key) for key in ("maxEdge", "maxSumEdges")}
         if any(node.empty() for node in nodes.values()) or nodes["name"].string() != self.getDefaultName():
             raise InputError("the node does not hold the parameters of a D2Feature")
+        for key in ("nfeatures", "scoreThreshold", "maxEdge", "maxSumEdges"):
+            if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
+                raise InputError(f"the parameter {key} of the node is not a number of its kind")
+        if not nodes["scales"].isMap():
+            raise InputError("the parameter scales of the node is not a matrix")
         # All is checked before anything is changed.
         fresh = D2Feature(
             int(nodes["nfeatures"].real()),
@@ -456,7 +473,7 @@ def _opened(path: str | os.PathLike[str], mode: int) -> Iterator[cv2.FileStorage
 def _paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
     if not isinstance(images, (list, tuple)):
         raise InputError(f"expected a list of images, not {type(images).__name__}")
-    if others is None:
+    if others is None or (name == "masks" and len(others) == 0):
         others = [None] * len(images)
     if not isinstance(others, (list, tuple)) or len(others) != len(images):
         raise InputError(f"{len(images)} images need as many {name}")
@@ -465,10 +482,10 @@ def _paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
 
 def _deliver(found: Floats | None, wanted: Any, image: Any) -> Any:
     """The descriptors in the form the caller asked for."""
+    if isinstance(image, cv2.UMat):
+        return cv2.UMat() if found is None else cv2.UMat(found)  # type: ignore[call-overload]  # not in stubs
     if found is None:
         return None
-    if isinstance(image, cv2.UMat):
-        return cv2.UMat(found)  # type: ignore[call-overload]  # missing in OpenCV's stubs
     fits = isinstance(wanted, np.ndarray) and wanted.dtype == found.dtype and wanted.shape == found.shape
     if fits and wanted.flags.writeable and wanted.flags.c_contiguous:
         wanted[...] = found
@@ -485,9 +502,12 @@ def _copied(keypoint: cv2.KeyPoint) -> cv2.KeyPoint:
 
 def _whole(value: Any, name: str) -> int:
     try:
-        return operator.index(value)
+        whole = operator.index(value)
     except TypeError:
         raise InputError(f"{name} must be a whole number, not {value!r}") from None
+    if not -(2**31) <= whole < 2**31:
+        raise InputError(f"{name} must fit in 32 bits, as OpenCV's numbers do, not {value!r}")
+    return whole
 
 
 def _real(value: Any, name: str) -> float:

@@ -1,5 +1,6 @@
 """Mutual nearest neighbours of two sets of descriptors, by matrix products."""
 
+from numbers import Real
 from typing import Any, Final
 
 import cv2
@@ -40,23 +41,24 @@ def match(
         _as_descriptors(descriptors1, "descriptors1"),
         _as_descriptors(descriptors2, "descriptors2"),
     )
-    if ratio is not None and not 0 < ratio <= 1:
-        raise InputError(f"ratio must be in (0, 1], not {ratio}")
-    if maxDistance is not None and not maxDistance >= 0:
-        raise InputError(f"maxDistance must not be negative, not {maxDistance}")
+    if ratio is not None and not (isinstance(ratio, Real) and 0 < ratio <= 1):
+        raise InputError(f"ratio must be a number in (0, 1], not {ratio!r}")
+    if maxDistance is not None and not (isinstance(maxDistance, Real) and maxDistance >= 0):
+        raise InputError(f"maxDistance must be a number and not negative, not {maxDistance!r}")
     if len(query) == 0 or len(train) == 0:
         return ()
     if query.shape[1] != train.shape[1]:
         raise InputError(
             f"descriptors have {query.shape[1]} and {train.shape[1]} elements; they must be alike"
         )
-    nearest, distance, second, reverse = _neighbours(query, train, ratio is not None)
+    nearest, second, reverse = _neighbours(query, train, ratio is not None)
+    distance = _distances(query, train[nearest])
     rows = np.arange(len(query))
     kept = np.ones(len(query), bool)
     if crossCheck:
         kept &= reverse[nearest] == rows
-    if ratio is not None:
-        kept &= distance < ratio * second
+    if ratio is not None and len(train) > 1:
+        kept &= distance < ratio * _distances(query, train[second])
     if maxDistance is not None:
         kept &= distance <= maxDistance
     return tuple(map(cv2.DMatch, rows[kept].tolist(), nearest[kept].tolist(), distance[kept].tolist()))
@@ -64,16 +66,16 @@ def match(
 
 def _neighbours(
     query: npt.NDArray[np.float32], train: npt.NDArray[np.float32], want_second: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """For each query row its nearest train row, the distance, the second distance; for each train row its
-    nearest query row.
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For each query row its nearest and second nearest train row; for each train row its nearest query row.
+
+    The second nearest is found only if wanted.
     """
     count, others = len(query), len(train)
     # |q - t|^2 = (q, |q|^2, 1) . (-2 t, 1, |t|^2): one matrix product and nothing else.
     left = np.column_stack([query, (query * query).sum(1), np.ones(count, np.float32)])
     right = np.column_stack([-2 * train, np.ones(others, np.float32), (train * train).sum(1)]).T
-    nearest = np.empty(count, np.int64)
-    distance, second = np.empty(count, np.float32), np.full(count, np.inf, np.float32)
+    nearest, second = np.empty(count, np.int64), np.zeros(count, np.int64)
     reverse, reverse_distance = np.zeros(others, np.int64), np.full(others, np.inf, np.float32)
     columns = np.arange(others)
     block = max(1, BLOCK_ELEMENTS // others)
@@ -81,20 +83,21 @@ def _neighbours(
         part = slice(start, min(start + block, count))
         squared = left[part] @ right
         here = squared.argmin(1)
-        rows = np.arange(len(here))
-        nearest[part], distance[part] = here, squared[rows, here]
+        nearest[part] = here
         there = squared.argmin(0)
         better = squared[there, columns] < reverse_distance
         reverse[better] = there[better] + start
         reverse_distance[better] = squared[there, columns][better]
-        if want_second and others > 1:
-            squared[rows, here] = np.inf
-            second[part] = squared.min(1)
-    return nearest, _root(distance), _root(second), reverse
+        if want_second:
+            squared[np.arange(len(here)), here] = np.inf
+            second[part] = squared.argmin(1)
+    return nearest, second, reverse
 
 
-def _root(squared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.sqrt(np.maximum(squared, 0))
+def _distances(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Distances row by row, of differences: exact, and 0 between equal rows, unlike those of products."""
+    difference = a - b
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", difference, difference)))
 
 
 def _as_descriptors(descriptors: Any, name: str) -> npt.NDArray[np.float32]:
@@ -110,7 +113,8 @@ def _as_descriptors(descriptors: Any, name: str) -> npt.NDArray[np.float32]:
             f"{name} must be floating point, not {descriptors.dtype}; "
             "binary descriptors are matched by cv2.BFMatcher(cv2.NORM_HAMMING)"
         )
-    values = np.ascontiguousarray(descriptors, np.float32)
-    if not np.isfinite(values).all():
-        raise InputError(f"{name} holds values that are not finite")
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(descriptors, np.float32)
+    if not np.isfinite(np.einsum("ij,ij->i", values, values)).all():
+        raise InputError(f"{name} holds values that are not finite, or too large to be squared")
     return values

@@ -63,7 +63,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     Raises:
         ModelError: there is none; the message says what there is and what to do.
     """
-    name = os.fspath(model)
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(name, str) or not name:
         raise ModelError(f"model must be a name or a path, not {model!r}")
     if name.endswith(".onnx") or os.sep in name:

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     # EXHAUSTIVE tunes anew at every image size; DEFAULT takes slow algorithms.
     "CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC"},
 }
+_MOST_ELEMENTS: Final = 1 << 31
+"""ONNX Runtime's Resize counts in 32 bits and crashes the interpreter above."""
+
 _OUTPUTS: Final = ("keypoints", "scores", "scales", "descriptors", "point_descriptors")
 
 
@@ -81,6 +85,10 @@ class Session:
         Raises:
             OutOfMemoryError: the image is too large for the memory there is.
         """
+        height, width = image.shape[:2]
+        largest = 3 * math.floor(height * pyramid.max()) * math.floor(width * pyramid.max())
+        if largest >= _MOST_ELEMENTS:
+            raise self._too_large(image, pyramid)
         feeds = {
             "image": image,
             "pyramid": pyramid,
@@ -96,12 +104,16 @@ class Session:
                 or "alloc" in message.lower()
                 or "out of memory" in message.lower()
             ):
-                height, width = image.shape[:2]
-                raise OutOfMemoryError(
-                    f"not enough memory for an image of {width} x {height} at scales {pyramid.tolist()}; "
-                    "lower maxEdge, or drop the largest scale"
-                ) from error
+                raise self._too_large(image, pyramid) from error
             raise D2FeatError(f"ONNX Runtime failed: {message}") from error
+
+    @staticmethod
+    def _too_large(image: Image, pyramid: npt.NDArray[np.float64]) -> OutOfMemoryError:
+        height, width = image.shape[:2]
+        return OutOfMemoryError(
+            f"not enough memory for an image of {width} x {height} at scales {pyramid.tolist()}; "
+            "lower maxEdge, or drop the largest scale"
+        )
 
 
 def open_session(model: str | os.PathLike[str], provider: Provider = "auto", threads: int = 0) -> Session:
@@ -119,7 +131,12 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
     """
     path = find_model(model)
     state = path.stat()
-    chosen = provider if isinstance(provider, str) else tuple(_hashable(entry) for entry in provider)
+    if isinstance(provider, str):
+        chosen: Any = provider
+    elif isinstance(provider, Sequence):
+        chosen = tuple(_hashable(entry) for entry in provider)
+    else:
+        raise ProviderError(f"provider must be a name or a list for ONNX Runtime, not {provider!r}")
     # A forked child does not inherit the runtime's threads: it needs a session of its own.
     return _load(
         path, (state.st_mtime_ns, state.st_size), chosen, threads or usable_processors(), os.getpid()
@@ -224,6 +241,8 @@ def _hashable(entry: Any) -> tuple[str, tuple[tuple[str, Any], ...]]:
         return entry, ()
     try:
         name, options = entry
-        return str(name), tuple(sorted(options.items()))
+        pairs = tuple(sorted(options.items()))
+        hash(pairs)
+        return str(name), pairs
     except (TypeError, ValueError, AttributeError):
         raise ProviderError(f"a provider is a name or (name, options), not {entry!r}") from None

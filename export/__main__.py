@@ -1,7 +1,8 @@
 """Command line: ``python -m export --weights FILE --out FILE``, ``python -m export verify FILE``."""
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -10,6 +11,10 @@ from rich.table import Table
 from .checkpoint import CheckpointError, read_checkpoint
 from .geometry import COORDINATES, Coordinates
 from .graph import build_graph, save_model
+from .photographs import read_photographs
+
+CALIBRATION: Final = 32
+"""Photographs that the ranges of an eight-bit model are taken from."""
 
 app = typer.Typer(add_completion=False, help="Export D2-Net checkpoints to ONNX, and verify the result.")
 console = Console()
@@ -24,6 +29,10 @@ def export(
         str, typer.Option(help="opencv (true geometry) or upstream (the original's)")
     ] = "opencv",
     name: Annotated[str | None, typer.Option(help="the model's name; the checkpoint's by default")] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(help="quantise to eight bits, by the first 32 photographs of this folder or tar"),
+    ] = None,
 ) -> None:
     """Write the checkpoint WEIGHTS as one ONNX graph to OUT."""
     if context.invoked_subcommand:
@@ -33,7 +42,7 @@ def export(
     if coordinates not in COORDINATES:
         raise typer.BadParameter(f"--coordinates is one of {', '.join(COORDINATES)}, not {coordinates}")
     try:
-        path = export_checkpoint(weights, out, coordinates, name)  # type: ignore[arg-type]
+        path = export_checkpoint(weights, out, coordinates, name, int8)  # type: ignore[arg-type]
     except (CheckpointError, FileNotFoundError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
@@ -64,9 +73,15 @@ def verify(model: Annotated[Path, typer.Argument(help="model file that this pack
 
 
 def export_checkpoint(
-    weights: str | Path, out: str | Path, coordinates: Coordinates = "opencv", name: str | None = None
+    weights: str | Path,
+    out: str | Path,
+    coordinates: Coordinates = "opencv",
+    name: str | None = None,
+    int8: Path | None = None,
 ) -> Path:
     """Export the checkpoint at `weights` to `out`; what ``python -m export`` does.
+
+    With `int8` the network is quantised, calibrated on the photographs that are there.
 
     Raises:
         FileNotFoundError, CheckpointError: there is no D2-Net checkpoint at `weights`.
@@ -74,7 +89,8 @@ def export_checkpoint(
     checkpoint = read_checkpoint(weights)
     if name is not None:
         checkpoint.metadata["name"] = name
-    return save_model(build_graph(checkpoint, coordinates), out)
+    calibration = None if int8 is None else itertools.islice(read_photographs(int8), CALIBRATION)
+    return save_model(build_graph(checkpoint, coordinates, calibration=calibration), out)
 
 
 if __name__ == "__main__":

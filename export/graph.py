@@ -10,13 +10,14 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import nn
 
@@ -117,18 +118,28 @@ _FOUND: Final = (
 
 
 def build_graph(
-    checkpoint: Checkpoint, coordinates: Coordinates = "opencv", *, version: str = "1"
+    checkpoint: Checkpoint,
+    coordinates: Coordinates = "opencv",
+    *,
+    version: str = "1",
+    calibration: Iterable[NDArray[np.uint8]] | None = None,
 ) -> ModelProto:
     """The ONNX model of a checkpoint; its inputs, outputs and metadata are in docs/model-format.md.
-
-    Weights are stored in half precision and computed with in single precision.
 
     Args:
         checkpoint: network and what is known of it.
         coordinates: "opencv", where the keypoints truly are, or "upstream", the original's mapping.
         version: of the weights, for the metadata.
+        calibration: BGR photographs from which to quantise the network to eight bits; None to store the
+            weights in half precision and compute in single precision.
     """
     network, detection = export_network(checkpoint.net), export_detection(checkpoint.net, coordinates)
+    if calibration is None:
+        network = _halve_weights(network)
+    else:
+        from .quantize import quantize_network  # needs ONNX Runtime
+
+        network = quantize_network(network, calibration)
     fine = checkpoint.net.fine is not None
     channels = int(checkpoint.metadata["channels"])
     text = _GRAPH.replace("OWN", "own_dense, own_fine" if fine else "own_dense")
@@ -171,6 +182,7 @@ def build_graph(
         "version": version,
         "coordinates": coordinates,
         "cell_origin": str(cell_origin(coordinates)),
+        "precision": "fp32" if calibration is None else "int8",
         "scales": "1.0",
     }
     helper.set_model_props(model, properties)
@@ -183,8 +195,7 @@ def export_network(net: D2Net) -> ModelProto:
     height, width = torch.export.Dim("height", min=SMALLEST), torch.export.Dim("width", min=SMALLEST)
     outputs = ["own_dense"] if net.fine is None else ["own_dense", "own_fine"]
     example = preprocess(torch.zeros(96, 128, 3, dtype=torch.uint8))
-    model = _export(net, (example,), ["level_image"], outputs, [{2: height, 3: width}])
-    return _halve_weights(model)
+    return _export(net, (example,), ["level_image"], outputs, [{2: height, 3: width}])
 
 
 def export_detection(net: D2Net, coordinates: Coordinates) -> ModelProto:
@@ -259,15 +270,17 @@ def _export(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's progress and its notices about packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _halve_weights(model: ModelProto) -> ModelProto:

@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
 
 from .graph import network_weights
+from .photographs import shipped_photographs
 
 SIZES: Final = ((240, 320), (333, 447), (480, 640))
 """Height and width of the images compared; one of them fits no power of two."""
@@ -50,21 +51,6 @@ class Agreement:
         return self.same >= REQUIRED and self.descriptor_error <= DESCRIPTOR_TOLERANCE
 
 
-def photographs(
-    names: Sequence[str] = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle"),
-) -> dict[str, np.ndarray]:
-    """BGR photographs that scikit-image ships."""
-    from skimage import data
-
-    stereo_pair: Any = data.stereo_motorcycle
-
-    pictures = {}
-    for name in names:
-        picture = stereo_pair()[0] if name == "motorcycle" else getattr(data, name)()
-        pictures[name] = np.ascontiguousarray(picture[..., ::-1])
-    return pictures
-
-
 def verify_model(
     path: str | Path,
     images: dict[str, np.ndarray] | None = None,
@@ -87,7 +73,7 @@ def verify_model(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    for name, picture in (photographs() if images is None else images).items():
+    for name, picture in (shipped_photographs() if images is None else images).items():
         for height, width in sizes:
             image = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
             for scales in pyramids:

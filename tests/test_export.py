@@ -15,12 +15,13 @@ from d2feat.model import bundled_folder
 from export.__main__ import app, export_checkpoint
 from export.checkpoint import CheckpointError, read_checkpoint
 from export.head import d2_scores, winner_patches
+from export.photographs import shipped_photographs
 from export.trunk import D2Net
-from export.verify import compare, photographs, verify_model
+from export.verify import compare, verify_model
 
 
 def official_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A state dict of exactly the official files' names and shapes, with weights drawn by He's rule, and small biases."""
+    """A state dict of exactly the official files' names and shapes: weights by He's rule, small biases."""
     torch.manual_seed(seed)
     state = D2Net().state_dict()
     for key, value in state.items():
@@ -143,7 +144,7 @@ def test_metadata_says_what_the_model_is(official: Path, official_model: Path) -
 
 
 def test_official_format_is_used_like_any_model(official_model: Path) -> None:
-    image = np.ascontiguousarray(photographs(("chelsea",))["chelsea"][:160, :200])
+    image = np.ascontiguousarray(shipped_photographs(("chelsea",))["chelsea"][:160, :200])
     keypoints, descriptors = d2feat.create(model=official_model).detectAndCompute(image)
     assert len(keypoints) == len(descriptors) > 50
     assert (descriptors >= 0).all(), "official descriptors are taken after a ReLU"
@@ -154,7 +155,7 @@ def test_official_format_is_used_like_any_model(official_model: Path) -> None:
 def test_graph_agrees_with_the_literal_formulas(model: str, official_model: Path) -> None:
     """In full, on five photographs at three sizes: ``python -m export verify onnx_models/d2net.onnx``."""
     path = bundled_folder() / "d2net.onnx" if model == "shipped" else official_model
-    rows = list(verify_model(path, photographs(("chelsea", "rocket")), sizes=((150, 203),)))
+    rows = list(verify_model(path, shipped_photographs(("chelsea", "rocket")), sizes=((150, 203),)))
     assert len(rows) == 4
     assert {row.scales for row in rows} == {(1.0,), (0.5, 1.0, 2.0)}
     for row in rows:
@@ -164,7 +165,7 @@ def test_graph_agrees_with_the_literal_formulas(model: str, official_model: Path
 
 def test_upstream_coordinates_agree_with_the_formulas_too(official: Path, tmp_path: Path) -> None:
     path = export_checkpoint(official, tmp_path / "upstream.onnx", "upstream")
-    rows = list(verify_model(path, photographs(("rocket",)), sizes=((120, 163),)))
+    rows = list(verify_model(path, shipped_photographs(("rocket",)), sizes=((120, 163),)))
     assert all(row.passed for row in rows), rows
 
 

@@ -1,7 +1,5 @@
 """Photographs, from folders or tar shards, as one uint8 tensor that lives on the training device."""
 
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SUFFIXES: Final = frozenset({".webp", ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+from export.photographs import read_photographs
+
 CANVAS: Final = (320, 480)
 """Height and width that every photograph is fitted to, lying (a standing one is turned by 90 degrees)."""
 
@@ -54,13 +53,10 @@ def read_photos(source: Path, *, limit: int = 0, canvas: tuple[int, int] = CANVA
     Raises:
         FileNotFoundError: `source` does not exist, or holds no photograph that OpenCV can read.
     """
-    if not source.exists():
-        raise FileNotFoundError(f"no photographs at {source}")
     fitted = []
-    for encoded in _encoded(source):
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-        if image is not None and min(image.shape[:2]) >= 64:
-            fitted.append(fit(image.astype(np.uint8, copy=False), canvas))
+    for image in read_photographs(source):
+        if min(image.shape[:2]) >= 64:
+            fitted.append(fit(image, canvas))
         if limit and len(fitted) == limit:
             break
     if not fitted:
@@ -90,18 +86,3 @@ def stack(images: list[NDArray[np.uint8]], canvas: tuple[int, int] = CANVAS) -> 
         place[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(image.copy()).permute(2, 0, 1)
     sizes = torch.tensor([[image.shape[1], image.shape[0]] for image in images])
     return Photos(canvases, sizes)
-
-
-def _encoded(source: Path) -> Iterator[bytes]:
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() == ".tar":
-                yield from _encoded(path)
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
-                yield path.read_bytes()
-        return
-    with tarfile.open(source) as shard:
-        for member in shard:
-            content = shard.extractfile(member) if Path(member.name).suffix.lower() in SUFFIXES else None
-            if content is not None:
-                yield content.read()

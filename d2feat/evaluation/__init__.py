@@ -1,9 +1,10 @@
 """How well features match on image sequences whose homographies are known: ``d2feat eval``.
 
 The folder reads in this order: `metrics` (the figures, as functions of arrays), `methods` (what is compared),
-`legacy` (the FLANN, ratio and RANSAC recipe of old scripts), `sequences` (image sequences and their
-evaluation), `synthetic` (sequences with exact truth made of photographs), `report` (table, JSON, picture),
-`cli`. Importing it imports no more than d2feat does; `report` and `cli` are imported by those who use them.
+`fitting` (homographies), `legacy` (the FLANN, ratio and RANSAC recipe of old scripts), `sequences` (image
+sequences and their evaluation), `synthetic` (sequences with exact truth made of photographs), `report`
+(table, JSON, picture), `cli`. Importing it imports no more than d2feat does; `report` and `cli` are imported
+by those who use them.
 """
 
 from .methods import Method, open_methods

@@ -1,4 +1,4 @@
-"""The recipe of many an old script: FLANN, Lowe's ratio, RANSAC, with constants nobody tuned.
+"""The recipe of many an old script: FLANN, Lowe's ratio, RANSAC within 3 px, with constants nobody tuned.
 
 A drop-in detector must do well here, where nothing is chosen for it: the constants are those of OpenCV's
 tutorials, and the same for every method.
@@ -10,12 +10,11 @@ from typing import Any, Final
 import cv2
 import numpy as np
 
+from .fitting import Fit, fit_homographies
 from .methods import Extraction
-from .metrics import Floats, Indices
+from .metrics import Indices
 
 RATIO: Final = 0.75
-RANSAC_THRESHOLD: Final = 3.0
-"""Pixels."""
 
 _KD_TREE: Final[dict[str, Any]] = {"algorithm": 1, "trees": 5}
 _LSH: Final[dict[str, Any]] = {"algorithm": 6, "table_number": 6, "key_size": 12, "multi_probe_level": 1}
@@ -24,29 +23,23 @@ _SEARCH: Final[dict[str, Any]] = {"checks": 50}
 
 @dataclass(frozen=True, eq=False)
 class LegacyResult:
-    """What the recipe found: matches left by the ratio, inliers of RANSAC, 3 x 3 homography or None."""
+    """What the recipe found: matches left by the ratio, and the fits of `fitting`."""
 
     matches: int
-    inliers: int
-    homography: Floats | None
+    fits: list[Fit]
 
 
 def run_legacy(one: Extraction, two: Extraction) -> LegacyResult:
-    """Match two images' features and fit a homography, as old scripts do."""
+    """Match two images' features and fit homographies, as old scripts do."""
     matches = ratio_matches(one, two)
-    if len(matches) < 4:
-        return LegacyResult(len(matches), 0, None)
-    # OpenCV's kd-trees and samples are random.
-    homography, mask = cv2.findHomography(
-        one.points[matches[:, 0]], two.points[matches[:, 1]], cv2.RANSAC, RANSAC_THRESHOLD
-    )
-    if homography is None or mask is None:
-        return LegacyResult(len(matches), 0, None)
-    return LegacyResult(len(matches), int(mask.sum()), np.asarray(homography, np.float64))
+    return LegacyResult(len(matches), fit_homographies(one.points, two.points, matches, cv2.RANSAC))
 
 
 def ratio_matches(one: Extraction, two: Extraction) -> Indices:
-    """M x 2 indices: FLANN's two nearest, kept if the first is nearer than `RATIO` times the second."""
+    """M x 2 indices: FLANN's two nearest, kept if the first is nearer than `RATIO` times the second.
+
+    FLANN's trees are random; OpenCV's generator is seeded so that they are the same at every call.
+    """
     if len(one.points) < 2 or len(two.points) < 2:
         return np.zeros((0, 2), np.int64)
     cv2.setRNGSeed(0)

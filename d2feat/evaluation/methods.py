@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import cv2
@@ -50,10 +51,14 @@ def open_methods(
     Raises:
         ModelError: there is no such model.
     """
-    methods, skipped = [], {}
+    methods: list[Method] = []
+    skipped = {}
     for name in dict.fromkeys(names):
         if name not in _CV2:
-            methods.append(d2feat_method(create(nfeatures, scales=scales, model=name), name))
+            label = Path(name).stem if name.endswith(".onnx") else name
+            label += " multi-scale" if len(scales) > 1 else ""
+            label = name if label in (method.name for method in methods) else label
+            methods.append(d2feat_method(create(nfeatures, scales=scales, model=name), label))
         elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):
             skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
         else:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..errors import D2FeatError
-from .metrics import THRESHOLDS
+from .legacy import RATIO
+from .metrics import CORRECT, THRESHOLDS
 from .sequences import Evaluation, MethodResult, Summary
 
 # Okabe & Ito's colours, told apart by the colour-blind.
@@ -18,31 +20,31 @@ _MARKERS: Final = "osD^vP*"
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Three tables: matching, homographies, and MMA@3 by sequence."""
-    at = evaluation.corner_thresholds
+    """Four tables: matching, homographies, the legacy recipe, and MMA@3 by sequence; 80 characters wide."""
     budget = f"{evaluation.nfeatures} features" if evaluation.nfeatures > 0 else "all features"
-    matching = Table(title=f"Mutual nearest neighbours, {budget}", title_justify="left")
-    for heading in ("method", "", "pairs", "features", "matches", "MMA@1", "@3", "@5", "@10"):
-        matching.add_column(heading, justify="left" if heading in ("method", "") else "right")
-    for heading in ("localis. px", "repeat.", "score"):
-        matching.add_column(heading, justify="right")
-    fitting = Table(title="Homographies, corner error in px", title_justify="left")
-    fitting.add_column("method")
-    fitting.add_column("")
-    for heading in (
-        f"MAGSAC <= {at[0]}",
-        *(f"<= {t}" for t in at[1:]),
-        f"AUC@{at[0]}",
-        *(f"@{t}" for t in at[1:]),
-    ):
-        fitting.add_column(heading, justify="right")
-    for heading in (f"legacy <= {at[0]}", *(f"<= {t}" for t in at[1:]), "inliers"):
-        fitting.add_column(heading, justify="right")
+    pairs = evaluation.methods[0].overall.pairs if evaluation.methods else 0
+    within = [f"<={threshold} px" for threshold in evaluation.corner_thresholds]
+    area = [f"AUC@{threshold}" for threshold in evaluation.corner_thresholds]
+    mma = ["MMA@1", "@3", "@5", "@10"]
+    matching = _table(
+        f"Mutual nearest neighbours, {budget}, {pairs} pairs",
+        ["method", "", "features", "matches", *mma, "px", "rep.", "score"],
+    )
+    fitted = _table("Homographies, USAC_MAGSAC", ["method", "", *within, *area])
+    legacy = _table(
+        f"Legacy recipe: FLANN, ratio {RATIO:g}, RANSAC", ["method", "", "matches", "inliers", *within]
+    )
     for result in evaluation.methods:
         for group, summary in _groups(result):
-            matching.add_row(result.name, group, *_matching_cells(summary))
-            fitting.add_row(result.name, group, *_fitting_cells(summary))
-    return [matching, fitting, _by_sequence(evaluation.methods)]
+            name = result.name, group
+            matching.add_row(*name, *_matching_cells(summary))
+            fitted.add_row(*name, *_shares([*summary.homography, *summary.auc]))
+            counts = f"{summary.legacy_matches:.0f}", f"{summary.legacy_inliers:.0f}"
+            legacy.add_row(*name, *counts, *_shares(summary.legacy_homography))
+    matching.caption = (
+        f"px: median error of correct matches; rep.: repeatability; score: matching score; at {CORRECT:g} px"
+    )
+    return [matching, fitted, legacy, _by_sequence(evaluation.methods)]
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
@@ -98,7 +100,6 @@ def _groups(result: MethodResult) -> list[tuple[str, Summary]]:
 def _matching_cells(summary: Summary) -> list[str]:
     mma = dict(zip(THRESHOLDS, summary.mma, strict=True))
     return [
-        str(summary.pairs),
         f"{summary.features:.0f}",
         f"{summary.matches:.0f}",
         *_shares([mma[1], mma[3], mma[5], mma[10]]),
@@ -107,19 +108,21 @@ def _matching_cells(summary: Summary) -> list[str]:
     ]
 
 
-def _fitting_cells(summary: Summary) -> list[str]:
-    shares = _shares([*summary.homography, *summary.auc, *summary.legacy_homography])
-    return [*shares, f"{summary.legacy_inliers:.0f}"]
-
-
 def _by_sequence(methods: Sequence[MethodResult]) -> Table:
-    table = Table("MMA@3", title="By sequence", title_justify="left")
-    for result in methods:
-        table.add_column(result.name, justify="right")
+    table = _table("MMA@3 by sequence", ["", *(result.name for result in methods)])
     for name in methods[0].sequences if methods else ():
         table.add_row(name, *_shares([result.sequences[name].mma[2] for result in methods]))
     return table
 
 
+def _table(title: str, headings: Sequence[str]) -> Table:
+    """A table whose named headings stand over numbers, but for the first and an empty second."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, title_justify="left", caption_justify="left")
+    for i, heading in enumerate(headings):
+        words = i == 0 or not heading
+        table.add_column(heading, justify="left" if words else "right", no_wrap=i > 0)
+    return table
+
+
 def _shares(values: Sequence[float]) -> list[str]:
-    return [f"{value:.3f}" for value in values]
+    return [f"{value:.3f}".removeprefix("0") for value in values]

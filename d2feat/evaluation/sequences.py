@@ -5,21 +5,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import InputError
 from ..images import Image
 from . import metrics
+from .fitting import Fit, fit_homographies
 from .legacy import run_legacy
 from .methods import Extraction, Method, mutual_matches
-from .metrics import Floats, Indices, Size
-
-MAGSAC_THRESHOLD: Final = 3.0
-"""Pixels."""
+from .metrics import Floats, Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +45,9 @@ class PairResult:
         accuracy: share of the matches within `metrics.THRESHOLDS`.
         matching_score, repeatability: within `metrics.CORRECT`.
         localisation: median error of correct matches, px.
-        corner_error: of the homography that USAC_MAGSAC fits to the matches, px.
-        legacy_matches, legacy_inliers, legacy_corner_error: of the legacy recipe, see `legacy`.
+        corner_errors: of the homographies that USAC_MAGSAC fits to the matches, px; see `fitting`.
+        legacy_matches, legacy_inliers, legacy_corner_errors: of the legacy recipe, see `legacy`; inliers are
+            the mean of its fits.
     """
 
     sequence: str
@@ -60,24 +58,24 @@ class PairResult:
     matching_score: float
     repeatability: float
     localisation: float | None
-    corner_error: float | None
+    corner_errors: tuple[float | None, ...]
     legacy_matches: int
-    legacy_inliers: int
-    legacy_corner_error: float | None
+    legacy_inliers: float
+    legacy_corner_errors: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over pairs of `PairResult`'s figures; shares of pairs and areas at `metrics.CORNER_THRESHOLDS`.
+    """Means over pairs of `PairResult`'s figures; shares of fits and areas at `metrics.CORNER_THRESHOLDS`.
 
     Attributes:
         pairs: how many.
         features: keypoints an image.
         matches, mma, matching_score, repeatability: means.
         localisation: mean over the pairs that have one, None if none has.
-        homography, auc: share of pairs with such a corner error, and area under that curve (USAC_MAGSAC).
+        homography, auc: share of fits with such a corner error, and area under that curve (USAC_MAGSAC).
         legacy_matches, legacy_inliers: means.
-        legacy_homography: share of pairs, legacy recipe.
+        legacy_homography: share of fits, legacy recipe.
     """
 
     pairs: int
@@ -179,6 +177,10 @@ def evaluate_pair(one: Extraction, two: Extraction, H: Floats, size1: Size, size
     errors = metrics.match_errors(one.points, two.points, matches, H)
     legacy = run_legacy(one, two)
     both = one.points, two.points
+
+    def corner_errors(fits: Iterable[Fit]) -> tuple[float | None, ...]:
+        return tuple(_finite(metrics.corner_error(fit.homography, H, size1)) for fit in fits)
+
     return {
         "features": (len(one.points), len(two.points)),
         "matches": len(matches),
@@ -186,30 +188,18 @@ def evaluate_pair(one: Extraction, two: Extraction, H: Floats, size1: Size, size
         "matching_score": metrics.matching_score(*both, matches, H, size1, size2),
         "repeatability": metrics.repeatability(*both, H, size1, size2),
         "localisation": _finite(metrics.localisation(errors)),
-        "corner_error": _finite(metrics.corner_error(fit_homography(*both, matches), H, size1)),
+        "corner_errors": corner_errors(fit_homographies(*both, matches, cv2.USAC_MAGSAC)),
         "legacy_matches": legacy.matches,
-        "legacy_inliers": legacy.inliers,
-        "legacy_corner_error": _finite(metrics.corner_error(legacy.homography, H, size1)),
+        "legacy_inliers": float(np.mean([fit.inliers for fit in legacy.fits])),
+        "legacy_corner_errors": corner_errors(legacy.fits),
     }
-
-
-def fit_homography(
-    points1: npt.NDArray[np.float32], points2: npt.NDArray[np.float32], matches: Indices
-) -> Floats | None:
-    """3 x 3 homography by USAC_MAGSAC within `MAGSAC_THRESHOLD`, or None."""
-    if len(matches) < 4:
-        return None
-    homography, _ = cv2.findHomography(
-        points1[matches[:, 0]], points2[matches[:, 1]], cv2.USAC_MAGSAC, MAGSAC_THRESHOLD
-    )
-    return None if homography is None else np.asarray(homography, np.float64)
 
 
 def summarise(pairs: Sequence[PairResult]) -> Summary:
     """Means over one or more pairs."""
     located = [pair.localisation for pair in pairs if pair.localisation is not None]
-    corners = _infinite(pair.corner_error for pair in pairs)
-    legacy = _infinite(pair.legacy_corner_error for pair in pairs)
+    corners = _infinite(error for pair in pairs for error in pair.corner_errors)
+    legacy = _infinite(error for pair in pairs for error in pair.legacy_corner_errors)
     return Summary(
         pairs=len(pairs),
         features=float(np.mean([pair.features for pair in pairs])),

@@ -1,0 +1,51 @@
+"""Homographies fitted to matches, several times: robust estimators are a matter of chance.
+
+Their samples depend on the order of the matches. Where matches are inaccurate one order may give a corner
+error of 2 px and another of 5: over 40 pairs the share within 3 px varies by some .03 (standard deviation)
+from this alone. So each pair is fitted in several orders, and all fits count.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .metrics import Floats, Indices
+
+TRIALS: Final = 10
+
+THRESHOLD: Final = 3.0
+"""Of inliers, px."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A 3 x 3 homography from image 1 to image 2, or None, and its number of inliers."""
+
+    homography: Floats | None
+    inliers: int
+
+
+def fit_homographies(
+    points1: npt.NDArray[np.float32], points2: npt.NDArray[np.float32], matches: Indices, estimator: int
+) -> list[Fit]:
+    """`TRIALS` fits to M x 2 matches: in the given order, then in random ones, the same at every call.
+
+    Args:
+        points1, points2: N x 2 and M x 2, (x, y) in pixels.
+        matches: indices of points 1 and points 2.
+        estimator: `cv2.RANSAC`, `cv2.USAC_MAGSAC` or another of `cv2.findHomography`, with its defaults.
+    """
+    if len(matches) < 4:
+        return [Fit(None, 0)] * TRIALS
+    random = np.random.default_rng(0)
+    orders = [np.arange(len(matches)), *(random.permutation(len(matches)) for _ in range(TRIALS - 1))]
+    fits = []
+    for order in orders:
+        first, second = points1[matches[order, 0]], points2[matches[order, 1]]
+        homography, mask = cv2.findHomography(first, second, estimator, THRESHOLD)
+        found = homography is not None and mask is not None
+        fits.append(Fit(np.asarray(homography, np.float64), int(mask.sum())) if found else Fit(None, 0))
+    return fits

@@ -1,0 +1,82 @@
+"""Small photographs and detectors that the tests of the package share; none of this needs PyTorch."""
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+import d2feat
+
+
+def photograph(name: str, size: tuple[int, int]) -> np.ndarray:
+    """A photograph of scikit-image, BGR or grey as it is there, resized to (width, height)."""
+    picture = getattr(data, name)()
+    if picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def frozen(image: np.ndarray) -> np.ndarray:
+    """The image, read-only: no call may write into what it is given."""
+    image.setflags(write=False)
+    return image
+
+
+def assert_same_keypoints(ours: tuple, theirs: tuple, tolerance: float = 0.0) -> None:
+    """Every field of two tuples of `cv2.KeyPoint` is alike."""
+    fields = [
+        [(*one.pt, one.size, one.angle, one.response, one.octave, one.class_id) for one in some]
+        for some in (ours, theirs)
+    ]
+    assert len(fields[0]) == len(fields[1])
+    np.testing.assert_allclose(fields[0], fields[1], rtol=0, atol=tolerance)
+
+
+def assert_same_features(
+    ours: d2feat.Features, theirs: d2feat.Features, position: float = 0.0, descriptor: float = 0.0
+) -> None:
+    """Two `Features` are alike in every array, up to the tolerances."""
+    assert ours.image_size == theirs.image_size
+    assert len(ours) == len(theirs)
+    np.testing.assert_allclose(ours.keypoints, theirs.keypoints, rtol=0, atol=position)
+    np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=descriptor)
+    np.testing.assert_allclose(ours.scales, theirs.scales, rtol=1e-6)
+    np.testing.assert_allclose(ours.descriptors, theirs.descriptors, rtol=0, atol=descriptor)
+
+
+@pytest.fixture(scope="session")
+def detector() -> d2feat.D2Feature:
+    """A detector as it comes; tests that set a parameter make their own."""
+    return d2feat.create(provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def multiscale() -> d2feat.D2Feature:
+    """A detector on the paper's pyramid."""
+    return d2feat.create(scales=d2feat.MULTISCALE, provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def image() -> np.ndarray:
+    """A colour photograph, 160 x 120."""
+    return frozen(photograph("astronaut", (160, 120)))
+
+
+@pytest.fixture(scope="session")
+def other_image() -> np.ndarray:
+    """Another colour photograph, of another size."""
+    return frozen(photograph("chelsea", (150, 100)))
+
+
+@pytest.fixture(scope="session")
+def grey() -> np.ndarray:
+    """A grey photograph, 160 x 120."""
+    return frozen(photograph("camera", (160, 120)))
+
+
+@pytest.fixture(scope="session")
+def features(detector: d2feat.D2Feature, image: np.ndarray) -> d2feat.Features:
+    """What `detector` finds in `image`."""
+    found = detector.extract(image)
+    assert len(found) > 50
+    return found
