@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import d2feat
 from benchmarks.interleaved import compare
 from d2feat.model import find_model
-from d2feat.threads import usable_processors
+from d2feat.processor import usable_processors
 from export.graph import network_weights
 from export.photographs import shipped_photographs
 from tests.reference import extract

@@ -192,10 +192,12 @@ def models() -> None:
     """List the models at hand, and those that can be downloaded."""
     from .doctor import describe_model
     from .model import OFFICIAL
+    from .session import open_session
 
     at_hand = available_models()
+    chosen = open_session(DEFAULT).path
     for name, path in at_hand.items():
-        default = " (default)" if name == DEFAULT else ""
+        default = " (default here)" if path == chosen else ""
         console.print(f"[bold]{escape(name)}[/bold]{default}: {escape(describe_model(path))}", soft_wrap=True)
     for name in OFFICIAL:
         if name not in at_hand:

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from .model import DEFAULT, available_models, cache_folder
+from .processor import cgroup_quota, usable_processors
 from .session import import_runtime, open_session
-from .threads import cgroup_quota, usable_processors
 
 OPENCV: Final = (
     "opencv-python",

@@ -428,7 +428,8 @@ def create(
             smaller first, as the original does, for time and memory grow with the pixels; keypoints are
             mapped back. 0 or less for no limit.
         model: name of a bundled or downloaded model (``d2feat models`` lists them), or path of a file that
-            ``python -m export`` made.
+            ``python -m export`` made. "auto" is d2net in eight bits (d2net-int8) on a CPU that is fast at
+            them, else in single precision (d2net).
         provider: "auto" (CUDA if it loads, else CPU), "cuda", "tensorrt", "cpu", or a list as ONNX Runtime's
             `InferenceSession` takes it. A provider asked for by name is used or an error is raised.
         threads: on the CPU; 0 takes as many as the process may use.

@@ -11,7 +11,11 @@ from .errors import ModelError
 CONTRACT: Final = "1"
 """Version of the model contract that this package runs."""
 
-DEFAULT: Final = "d2net"
+DEFAULT: Final = "auto"
+"""`FAST` where the processor is good at it and no GPU is used, `EXACT` elsewhere."""
+
+EXACT: Final = "d2net"
+FAST: Final = "d2net-int8"
 
 OFFICIAL: Final = ("d2_tf", "d2_ots", "d2_tf_no_phototourism")
 """Checkpoints of the original authors, to be had by ``d2feat download``."""

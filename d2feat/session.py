@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from .errors import D2FeatError, ModelError, OutOfMemoryError, ProviderError
 from .images import Image
-from .model import ModelInfo, find_model, read_info
-from .threads import usable_processors
+from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
+from .processor import has_fast_int8, usable_processors
 
 Provider = str | Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -120,7 +120,7 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
     """Load a model; objects that ask for the same share one.
 
     Args:
-        model: name of a bundled or downloaded model, or path of a file.
+        model: name of a bundled or downloaded model, path of a file, or "auto".
         provider: "auto" (CUDA if it loads, else CPU), "cuda", "tensorrt", "cpu", or a list as ONNX
             Runtime's `InferenceSession` takes it.
         threads: on the CPU; 0 takes as many as affinity and quota allow.
@@ -129,18 +129,24 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
         ModelError: the model is missing, damaged or not one of d2feat's.
         ProviderError: the provider asked for cannot be had; the message says why and what to do.
     """
-    path = find_model(model)
-    state = path.stat()
     if isinstance(provider, str):
         chosen: Any = provider
     elif isinstance(provider, Sequence):
         chosen = tuple(_hashable(entry) for entry in provider)
     else:
         raise ProviderError(f"provider must be a name or a list for ONNX Runtime, not {provider!r}")
+    path = find_model(_default_model(chosen) if model == DEFAULT else model)
+    state = path.stat()
     # A forked child does not inherit the runtime's threads: it needs a session of its own.
     return _load(
         path, (state.st_mtime_ns, state.st_size), chosen, threads or usable_processors(), os.getpid()
     )
+
+
+def _default_model(provider: Any) -> str:
+    """The shipped model that suits a provider: eight bits where the processor is fast at them."""
+    first = _provider_list(import_runtime(), provider)[0]
+    return FAST if first == _CPU and has_fast_int8() else EXACT
 
 
 @functools.lru_cache(maxsize=4)

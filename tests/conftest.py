@@ -47,31 +47,31 @@ def assert_same_features(
 @pytest.fixture(scope="session")
 def detector() -> d2feat.D2Feature:
     """A detector as it comes; tests that set a parameter make their own."""
-    return d2feat.create(provider="cpu")
+    return d2feat.create(provider="cpu", threads=1)
 
 
 @pytest.fixture(scope="session")
 def multiscale() -> d2feat.D2Feature:
     """A detector on the paper's pyramid."""
-    return d2feat.create(scales=d2feat.MULTISCALE, provider="cpu")
+    return d2feat.create(scales=d2feat.MULTISCALE, provider="cpu", threads=1)
 
 
 @pytest.fixture(scope="session")
 def image() -> np.ndarray:
-    """A colour photograph, 160 x 120."""
-    return frozen(photograph("astronaut", (160, 120)))
+    """A colour photograph, 112 x 84: a call costs about a tenth of a second."""
+    return frozen(photograph("astronaut", (112, 84)))
 
 
 @pytest.fixture(scope="session")
 def other_image() -> np.ndarray:
     """Another colour photograph, of another size."""
-    return frozen(photograph("chelsea", (150, 100)))
+    return frozen(photograph("chelsea", (120, 80)))
 
 
 @pytest.fixture(scope="session")
 def grey() -> np.ndarray:
-    """A grey photograph, 160 x 120."""
-    return frozen(photograph("camera", (160, 120)))
+    """A grey photograph, 112 x 84."""
+    return frozen(photograph("camera", (112, 84)))
 
 
 @pytest.fixture(scope="session")

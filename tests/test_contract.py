@@ -21,16 +21,16 @@ import pytest
 import d2feat
 from tests.conftest import assert_same_keypoints, photograph
 
-SIZE = (160, 120)
+WIDTH, HEIGHT = SIZE = (112, 84)
 COLOUR = photograph("astronaut", SIZE)
-OTHER = photograph("chelsea", (150, 100))
+OTHER = photograph("chelsea", (120, 80))
 GREY = photograph("camera", SIZE)
 EVERYWHERE = np.full(GREY.shape, 255, np.uint8)
-LEFT = EVERYWHERE * (np.arange(SIZE[0]) < 80).astype(np.uint8)
+LEFT = EVERYWHERE * (np.arange(WIDTH) < WIDTH // 2).astype(np.uint8)
 NOWHERE = np.zeros_like(EVERYWHERE)
 FLAT = np.full(GREY.shape, 127, np.uint8)
 # Round numbers, far enough from the border for either method.
-GIVEN = tuple(cv2.KeyPoint(float(x), float(y), 16) for x in (40, 80, 120) for y in (40, 60, 80))
+GIVEN = tuple(cv2.KeyPoint(float(x), float(y), 16) for x in (30, 56, 80) for y in (30, 42, 54))
 
 Call = Callable[[Any], Any]
 
@@ -105,11 +105,13 @@ SAME: dict[str, Call] = {
     "flipped view": lambda f: f.detectAndCompute(COLOUR[::-1, ::-1], None),
     "channels reversed": lambda f: f.detectAndCompute(COLOUR[..., ::-1], None),
     "Fortran order": lambda f: f.detectAndCompute(np.asfortranarray(GREY), None),
-    "read-only": lambda f: f.detectAndCompute(np.frombuffer(GREY.tobytes(), np.uint8).reshape(120, 160), None),
+    "read-only": lambda f: f.detectAndCompute(
+        np.frombuffer(GREY.tobytes(), np.uint8).reshape(GREY.shape), None
+    ),
     "flat": lambda f: f.detectAndCompute(FLAT, None),
     "flat, detect": lambda f: f.detect(FLAT),
     "1 x 1": lambda f: f.detectAndCompute(FLAT[:1, :1], None),
-    "3 x 5000": lambda f: f.detectAndCompute(np.tile(GREY[:3], (1, 32))[:, :5000], None),
+    "3 x 5000": lambda f: f.detectAndCompute(np.tile(GREY[:3], (1, 50))[:, :5000], None),
     # Images that are none.
     "image None": lambda f: f.detectAndCompute(None, None),
     "image missing": lambda f: f.detectAndCompute(),
@@ -121,8 +123,20 @@ SAME: dict[str, Call] = {
     "str": lambda f: f.detectAndCompute("image.png", None),
     "number": lambda f: f.detect(5),
     **{
-        f"image of {np.dtype(dtype).name}": lambda f, dtype=dtype: f.detectAndCompute(GREY.astype(dtype), None)
-        for dtype in (np.float32, np.float64, np.float16, np.uint16, np.int8, np.int16, np.int64, bool, object)
+        f"image of {np.dtype(dtype).name}": lambda f, dtype=dtype: f.detectAndCompute(
+            GREY.astype(dtype), None
+        )
+        for dtype in (
+            np.float32,
+            np.float64,
+            np.float16,
+            np.uint16,
+            np.int8,
+            np.int16,
+            np.int64,
+            bool,
+            object,
+        )
     },
     # Masks.
     "mask": lambda f: f.detectAndCompute(COLOUR, LEFT),
@@ -198,7 +212,7 @@ def test_compute_returns_what_sift_returns_and_as_many(
 @pytest.mark.parametrize("name", ["sift", "detector"])
 def test_compute_keeps_the_order_and_makes_new_objects(name: str, request: pytest.FixtureRequest) -> None:
     given = [
-        cv2.KeyPoint(90.5 - 7 * i, 40.25 + 3 * i, 10.0 + i, 20.0 * i, 0.5 / (i + 1), 0, i) for i in range(5)
+        cv2.KeyPoint(80.5 - 7 * i, 30.25 + 3 * i, 10.0 + i, 20.0 * i, 0.5 / (i + 1), 0, i) for i in range(5)
     ]
     kept, descriptors = request.getfixturevalue(name).compute(COLOUR, given)
     assert_same_keypoints(kept, tuple(given))
@@ -275,15 +289,14 @@ def test_type_norm_and_name(name: str, request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("create", [cv2.SIFT_create, cv2.SIFT.create, d2feat.create, d2feat.D2Feature.create])
 def test_nfeatures_as_argument_and_by_setter(create: Callable[..., Any]) -> None:
-    limited = create(nfeatures=20)
-    assert limited.getNFeatures() == 20
+    assert create(nfeatures=20).getNFeatures() == 20
     limited = create(np.int64(20))
     # SIFT keeps ties with the last one.
     assert 20 <= len(limited.detect(COLOUR)) <= 22
     for everything in (0, -1):
         limited.setNFeatures(everything)
         assert limited.getNFeatures() == everything
-        assert len(limited.detect(COLOUR)) > 50
+        assert len(limited.detect(COLOUR)) > 30
     limited.setNFeatures(maxFeatures=np.int32(5))
     assert 5 <= len(limited.detect(COLOUR)) <= 7
 
@@ -348,16 +361,17 @@ def test_mask_is_optional(sift: cv2.SIFT, detector: d2feat.D2Feature) -> None:
 @pytest.mark.parametrize("channels", [5, 6])
 def test_more_than_four_channels_raise(channels: int, sift: cv2.SIFT, detector: d2feat.D2Feature) -> None:
     many = np.dstack([GREY] * channels)
-    assert sift.detectAndCompute(many, None) == ((), None)
+    # SIFT takes the first three for BGR, silently.
+    assert outcome(lambda f: f.detectAndCompute(many, None), sift) is not cv2.error
     with pytest.raises(cv2.error, match="1 to 4 channels"):
         detector.detectAndCompute(many, None)
 
 
-@pytest.mark.parametrize("change", [(1, 1), (-1, 0), (0, -1), (-60, 0)])
+@pytest.mark.parametrize("change", [(1, 1), (-1, 0), (0, -1), (-50, 0)])
 def test_mask_of_another_size_raises(
     change: tuple[int, int], sift: cv2.SIFT, detector: d2feat.D2Feature
 ) -> None:
-    mask = np.full((120 + change[0], 160 + change[1]), 255, np.uint8)
+    mask = np.full((HEIGHT + change[0], WIDTH + change[1]), 255, np.uint8)
     if min(change) > 0:  # a smaller one makes SIFT read beyond its end
         assert kind(sift.detect(COLOUR, mask)) == ManyKeyPoints()
     with pytest.raises(cv2.error, match=r"height and width"):
@@ -375,8 +389,8 @@ def test_bool_mask_is_accepted(sift: cv2.SIFT, detector: d2feat.D2Feature) -> No
     [
         (1e6, 60.0, 16.0),
         (-1e6, 60.0, 16.0),
-        (80.0, 120.0, 16.0),
-        (160.0, 60.0, 16.0),
+        (50.0, HEIGHT + 0.0, 16.0),
+        (WIDTH + 0.0, 60.0, 16.0),
         (-0.6, 60.0, 16.0),
         (float("nan"), 60.0, 16.0),
         (80.0, float("inf"), 16.0),
@@ -398,7 +412,7 @@ def test_compute_drops_what_cannot_be_described(
 
 
 def test_compute_keeps_points_on_the_outermost_pixels(detector: d2feat.D2Feature) -> None:
-    corners = [cv2.KeyPoint(float(x), float(y), 16) for x in (0, 159) for y in (0, 119)]
+    corners = [cv2.KeyPoint(float(x), float(y), 16) for x in (0, WIDTH - 1) for y in (0, HEIGHT - 1)]
     kept, descriptors = detector.compute(COLOUR, corners)
     assert_same_keypoints(kept, tuple(corners))
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-5)
@@ -454,7 +468,9 @@ def test_save_works(sift: cv2.SIFT, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "clone", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "deep", "pickle"]
+    "clone",
+    [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["copy", "deep", "pickle"],
 )
 def test_detector_can_be_copied_and_pickled(clone: Callable[[Any], Any], sift: cv2.SIFT) -> None:
     with pytest.raises(TypeError):
