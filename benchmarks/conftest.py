@@ -20,6 +20,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         info = bench.extra_info
         floor = f"{1000 * info['floor s']:.0f}" if "floor s" in info else ""
         times = f"{1000 * bench.stats.median:.1f}", f"{1000 * info['other median s']:.1f}"
-        table.add_row(bench.name, times[0], info["compared with"], times[1], f"{info['ratio']:.2f}", floor)
+        table.add_row(
+            bench.name.removeprefix("test_").replace("_", " "),
+            times[0],
+            info["compared with"],
+            times[1],
+            f"{info['ratio']:.2f}",
+            floor,
+        )
     terminalreporter.write_line("")
-    Console(width=110).print(table)
+    Console(width=150).print(table)

@@ -45,19 +45,22 @@ def multiplications_per_second() -> float:
     return float(2048**3 / min(times))
 
 
+@pytest.mark.parametrize("model", ["d2net", "d2net-int8"])
 @pytest.mark.parametrize("scales", [(1.0,), d2feat.MULTISCALE], ids=["single scale", "multi-scale"])
-def test_fp32_against_the_literal_reference(
+def test_against_the_literal_reference(
     benchmark: BenchmarkFixture,
     image: np.ndarray,
     weights: dict[str, np.ndarray],
     multiplications_per_second: float,
     scales: tuple[float, ...],
+    model: str,
 ) -> None:
     """640 x 480 from pixels to KeyPoints; the reference is upstream's algorithm, dense on all channels."""
     torch.set_num_threads(usable_processors())
-    detector = d2feat.create(provider="cpu", scales=scales)
-    floor = TRUNK_MULTIPLICATIONS * sum(scale**2 for scale in scales) / multiplications_per_second
-    benchmark.extra_info["floor s"] = floor
+    detector = d2feat.create(model=model, provider="cpu", scales=scales)
+    if model == "d2net":
+        multiplications = TRUNK_MULTIPLICATIONS * sum(scale**2 for scale in scales)
+        benchmark.extra_info["floor s"] = multiplications / multiplications_per_second
     compare(
         benchmark,
         lambda: detector.detectAndCompute(image),

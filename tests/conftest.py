@@ -1,11 +1,21 @@
 """Small photographs and detectors that the tests of the package share; none of this needs PyTorch."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 from skimage import data
 
 import d2feat
+
+MODEL = "d2net"
+"""The default may be another one, by the processor; what is compared exactly is compared on this one."""
+
+
+def create(*args: Any, **kwargs: Any) -> d2feat.D2Feature:
+    """`d2feat.create` on one thread, so that results and times do not depend on the machine."""
+    return d2feat.create(*args, **{"model": MODEL, "provider": "cpu", "threads": 1, **kwargs})
 
 
 def photograph(name: str, size: tuple[int, int]) -> np.ndarray:
@@ -47,13 +57,13 @@ def assert_same_features(
 @pytest.fixture(scope="session")
 def detector() -> d2feat.D2Feature:
     """A detector as it comes; tests that set a parameter make their own."""
-    return d2feat.create(provider="cpu", threads=1)
+    return create()
 
 
 @pytest.fixture(scope="session")
 def multiscale() -> d2feat.D2Feature:
     """A detector on the paper's pyramid."""
-    return d2feat.create(scales=d2feat.MULTISCALE, provider="cpu", threads=1)
+    return create(scales=d2feat.MULTISCALE)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Bad input of every kind: a clear `cv2.error` that names what is wrong, and an object still as good as before."""
+"""Bad input of every kind: a `cv2.error` that says what is wrong, and an object as good as before."""
 
 import importlib.util
 import shutil
@@ -8,16 +8,18 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 
 import d2feat
+from d2feat import session
 from d2feat.model import bundled_folder
-from tests.conftest import assert_same_features
+from tests.conftest import MODEL, assert_same_features, create
 
 GREY = np.zeros((40, 50), np.uint8)
 KEYPOINT = cv2.KeyPoint(20, 20, 16)
 NAN = np.full((40, 50), np.nan, np.float32)
-SHIPPED = bundled_folder() / "d2net.onnx"
+SHIPPED = bundled_folder() / f"{MODEL}.onnx"
 
 Call = Callable[[Any], Any]
 
@@ -310,7 +312,7 @@ def test_model_that_vanishes_is_an_error_and_returning_it_mends_the_object(
 ) -> None:
     path = tmp_path / "mine.onnx"
     shutil.copy2(SHIPPED, path)
-    mine = d2feat.create(model=path, provider="cpu", threads=1)
+    mine = create(model=path)
     path.unlink()
     raises(lambda: mine.extract(other_image), r"no model file at .*mine\.onnx", d2feat.ModelError)
     shutil.copy2(SHIPPED, path)
@@ -344,8 +346,6 @@ def test_unknown_provider_is_named(provider: Any, message: str) -> None:
     ("provider", "full"), [("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")]
 )
 def test_gpu_that_is_not_there_is_an_error_with_a_remedy(provider: str, full: str) -> None:
-    import onnxruntime
-
     if full in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime is built with {full}")
     remedy = r"pip install 'd2feat\[gpu\]'"
@@ -353,6 +353,48 @@ def test_gpu_that_is_not_there_is_an_error_with_a_remedy(provider: str, full: st
         lambda: d2feat.create(provider=provider), f"{provider}.*built without.*{remedy}", d2feat.ProviderError
     )
     raises(lambda: d2feat.create(provider=[full]), remedy, d2feat.ProviderError)
+
+
+class RuntimeWithoutCuda:
+    """An ONNX Runtime that is built with CUDA, on a machine that has none: it falls back silently."""
+
+    __file__ = onnxruntime.__file__
+    SessionOptions = onnxruntime.SessionOptions
+
+    @staticmethod
+    def get_available_providers() -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    @staticmethod
+    def InferenceSession(path: str, options: Any, providers: list[Any]) -> Any:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime is built with CUDA")
+    monkeypatch.setattr(session, "import_runtime", lambda: RuntimeWithoutCuda)
+    session._load.cache_clear()
+    yield
+    session._load.cache_clear()
+
+
+@pytest.mark.usefixtures("_without_cuda")
+def test_gpu_that_does_not_load_is_an_error_if_asked_for() -> None:
+    message = "CUDAExecutionProvider was asked for and did not load: .*cuDNN.*d2feat doctor"
+    for provider in ("cuda", ["CUDAExecutionProvider"]):
+        raises(lambda p=provider: d2feat.create(model=MODEL, provider=p), message, d2feat.ProviderError)
+
+
+@pytest.mark.usefixtures("_without_cuda")
+def test_auto_goes_on_without_gpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert "on CPU" in repr(d2feat.create(model=MODEL, provider="auto"))
+    (record,) = caplog.records
+    assert record.name == "d2feat"
+    assert record.levelname == "WARNING"
+    assert "running on the CPU: CUDAExecutionProvider did not load" in record.getMessage()
 
 
 # ---- sizes
@@ -363,7 +405,7 @@ def test_level_beyond_all_memory_is_an_error_and_no_crash(
     scale: float, other_image: np.ndarray, before: d2feat.Features
 ) -> None:
     """At 300 ONNX Runtime's own arithmetic overflows and kills the interpreter: it must not come to that."""
-    mine = d2feat.create(scales=[scale], provider="cpu", threads=1)
+    mine = create(scales=[scale])
     message = "not enough memory for an image of 120 x 80.*maxEdge.*scale"
     raises(lambda: mine.extract(np.repeat(other_image, 2, 0)[::2]), message, d2feat.OutOfMemoryError)
     raises(lambda: mine.compute(other_image, [KEYPOINT]), message, MemoryError)

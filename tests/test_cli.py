@@ -121,7 +121,7 @@ def test_models_lists_what_there_is_and_what_can_be_fetched(
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     result = invoke("models")
     assert result.exit_code == 0, result.output
-    assert re.search(r"d2net \(default\): version .* 512 channels, opencv coordinates", result.output)
+    assert re.search(r"d2net(-int8)? \(default here\): version .* 512 channels, opencv coord", result.output)
     assert "d2feat download d2_tf" in result.output
     assert "broken.onnx is not a model" in result.output
 

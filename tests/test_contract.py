@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import d2feat
-from tests.conftest import assert_same_keypoints, photograph
+from tests.conftest import assert_same_keypoints, create, photograph
 
 WIDTH, HEIGHT = SIZE = (112, 84)
 COLOUR = photograph("astronaut", SIZE)
@@ -253,7 +253,8 @@ def test_mask_keeps_the_points_on_it_and_no_others(name: str, request: pytest.Fi
     feature2d = request.getfixturevalue(name)
     everything = feature2d.detect(COLOUR)
     assert_same_keypoints(feature2d.detect(COLOUR, EVERYWHERE), everything)
-    mask = np.where(LEFT, 1, 0).astype(np.uint8)  # not only 255 means "keep"
+    # Not only 255 means "keep"; a neighbouring pixel would be read otherwise.
+    mask = np.random.default_rng(0).integers(0, 2, GREY.shape, np.uint8)
     kept = feature2d.detect(COLOUR, mask)
     assert 0 < len(kept) < len(everything)
     assert_same_keypoints(kept, tuple(p for p in everything if mask[int(p.pt[1] + 0.5), int(p.pt[0] + 0.5)]))
@@ -287,10 +288,10 @@ def test_type_norm_and_name(name: str, request: pytest.FixtureRequest) -> None:
     assert feature2d.clear() is None
 
 
-@pytest.mark.parametrize("create", [cv2.SIFT_create, cv2.SIFT.create, d2feat.create, d2feat.D2Feature.create])
-def test_nfeatures_as_argument_and_by_setter(create: Callable[..., Any]) -> None:
-    assert create(nfeatures=20).getNFeatures() == 20
-    limited = create(np.int64(20))
+@pytest.mark.parametrize("make", [cv2.SIFT_create, cv2.SIFT.create, d2feat.create, d2feat.D2Feature.create])
+def test_nfeatures_as_argument_and_by_setter(make: Callable[..., Any]) -> None:
+    assert make(nfeatures=20).getNFeatures() == 20
+    limited = make(np.int64(20))
     # SIFT keeps ties with the last one.
     assert 20 <= len(limited.detect(COLOUR)) <= 22
     for everything in (0, -1):
@@ -301,13 +302,13 @@ def test_nfeatures_as_argument_and_by_setter(create: Callable[..., Any]) -> None
     assert 5 <= len(limited.detect(COLOUR)) <= 7
 
 
-@pytest.mark.parametrize("create", [cv2.SIFT_create, d2feat.create], ids=["sift", "d2feat"])
+@pytest.mark.parametrize("make", [cv2.SIFT_create, d2feat.create], ids=["sift", "d2feat"])
 @pytest.mark.parametrize(
     "arguments", [{"nfeatures": 1.5}, {"nfeatures": "a"}, {"wrong": 1}, {"nfeatures": 2**40}], ids=str
 )
-def test_create_refuses_what_sift_refuses(create: Callable[..., Any], arguments: dict[str, Any]) -> None:
+def test_create_refuses_what_sift_refuses(make: Callable[..., Any], arguments: dict[str, Any]) -> None:
     with pytest.raises(cv2.error) as caught:
-        create(**arguments)
+        make(**arguments)
     # SIFT's bindings raise without setting the code's attribute in some cases: the text has it.
     assert caught.value.code == -5 or "-5:" in str(caught.value)
 
@@ -324,21 +325,21 @@ def test_error_code_is_bad_argument_as_sift_says(
         "unknown keyword": lambda f: f.detectAndCompute(GREY, None, angles=True),
     }[code_of]
     for feature2d in (sift, detector):
-        with pytest.raises(cv2.error, match=".") as caught:
+        with pytest.raises(cv2.error) as caught:
             call(feature2d)
         assert caught.value.code == cv2.Error.StsBadArg == -5
 
 
-@pytest.mark.parametrize("create", [cv2.SIFT_create, d2feat.create], ids=["sift", "d2feat"])
-def test_parameters_are_written_and_read(create: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [cv2.SIFT_create, d2feat.create], ids=["sift", "d2feat"])
+def test_parameters_are_written_and_read(make: Callable[..., Any], tmp_path: Path) -> None:
     path = str(tmp_path / "parameters.yml")
-    assert create(37).write(path) is None
-    fresh = create()
+    assert make(37).write(path) is None
+    fresh = make()
     assert fresh.read(path) is None
     assert fresh.getNFeatures() == 37
 
     storage = cv2.FileStorage(str(tmp_path / "nested.yml"), cv2.FILE_STORAGE_WRITE)
-    create(38).write(storage, "mine")
+    make(38).write(storage, "mine")
     storage.release()
     storage = cv2.FileStorage(str(tmp_path / "nested.yml"), cv2.FILE_STORAGE_READ)
     fresh.read(storage.getNode("mine"))
@@ -361,7 +362,7 @@ def test_mask_is_optional(sift: cv2.SIFT, detector: d2feat.D2Feature) -> None:
 @pytest.mark.parametrize("channels", [5, 6])
 def test_more_than_four_channels_raise(channels: int, sift: cv2.SIFT, detector: d2feat.D2Feature) -> None:
     many = np.dstack([GREY] * channels)
-    # SIFT takes the first three for BGR, silently.
+    # SIFT takes it silently and finds what is not there.
     assert outcome(lambda f: f.detectAndCompute(many, None), sift) is not cv2.error
     with pytest.raises(cv2.error, match="1 to 4 channels"):
         detector.detectAndCompute(many, None)
@@ -475,7 +476,7 @@ def test_save_works(sift: cv2.SIFT, tmp_path: Path) -> None:
 def test_detector_can_be_copied_and_pickled(clone: Callable[[Any], Any], sift: cv2.SIFT) -> None:
     with pytest.raises(TypeError):
         clone(sift)
-    original = d2feat.create(30, 0.001, (1.0, 0.5), 1000, 1800, provider="cpu", threads=1)
+    original = create(30, 0.001, (1.0, 0.5), 1000, 1800)
     twin = clone(original)
     assert twin is not original
     assert repr(twin) == repr(original)
@@ -493,7 +494,7 @@ def test_is_an_instance_of_feature2d(detector: d2feat.D2Feature) -> None:
 
 REFUSED = """
 import cv2, numpy as np, d2feat
-detector = d2feat.create(provider="cpu")
+detector = d2feat.create(model="d2net", provider="cpu")
 assert isinstance(detector, cv2.Feature2D)
 image = np.zeros((40, 40), np.uint8)
 calls = [

@@ -87,14 +87,13 @@ def test_is_brute_force_at_any_size(
         assert pairs(ours) == sorted(pairs(theirs))
 
 
-def test_sift_descriptors_are_matched_too(image: np.ndarray, grey: np.ndarray) -> None:
+def test_sift_descriptors_are_matched_too(image: np.ndarray) -> None:
     sift = cv2.SIFT_create()
     first = sift.detectAndCompute(image, None)[1]
     second = sift.detectAndCompute(cv2.resize(image, None, fx=1.3, fy=1.3), None)[1]
-    assert_same_matches(
-        d2feat.match(first, second, ratio=0.8),
-        [m for m in mutual_by_ratio(first, second, 0.8) if m is not None],
-    )
+    ours = d2feat.match(first, second, ratio=0.8)
+    assert len(ours) > 20
+    assert_same_matches(ours, mutual_by_ratio(first, second, 0.8))
 
 
 def mutual_by_ratio(query: np.ndarray, train: np.ndarray, ratio: float) -> list[cv2.DMatch]:
@@ -188,7 +187,7 @@ def test_nothing_matches_nothing(nothing: object) -> None:
 
 def test_one_against_one() -> None:
     (only,) = d2feat.match(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]]))
-    assert (only.queryIdx, only.trainIdx, only.imgIdx) == (0, 0, -1) or only.imgIdx == 0
+    assert (only.queryIdx, only.trainIdx) == (0, 0)
     assert only.distance == pytest.approx(2**0.5)
 
 

@@ -1,0 +1,90 @@
+"""Which model, provider and processors are taken, and what is said when one cannot be had."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import d2feat
+from d2feat import session as sessions
+from d2feat.model import EXACT, FAST
+from d2feat.processor import cgroup_quota, has_fast_int8, usable_processors
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+        ({"cpu.max": "nonsense"}, None),
+    ],
+)
+def test_reads_the_quota_of_the_control_group(
+    tmp_path: Path, files: dict[str, str], expected: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cgroup_quota(tmp_path) == expected
+
+
+def test_threads_are_at_least_one_and_can_be_chosen() -> None:
+    assert usable_processors() >= 1
+    assert "3 threads" in repr(d2feat.create(provider="cpu", threads=3))
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"), [("fpu avx512_vnni sse", True), ("fpu avx_vnni", True), ("fpu avx2 avx512f", False)]
+)
+def test_eight_bits_need_vnni(tmp_path: Path, flags: str, fast: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert has_fast_int8(tmp_path / "cpuinfo") is fast
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, FAST), (False, EXACT)])
+def test_the_default_model_suits_the_processor(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
+) -> None:
+    monkeypatch.setattr(sessions, "has_fast_int8", lambda: fast)
+    assert sessions.open_session("auto", "cpu").path.stem == expected
+
+
+def test_objects_that_ask_for_the_same_share_one_session() -> None:
+    first, second = sessions.open_session(EXACT, "cpu"), sessions.open_session(EXACT, "cpu")
+    assert first is second
+    assert sessions.open_session(EXACT, "cpu", 1) is not first
+
+
+def test_a_list_of_providers_is_taken_as_onnx_runtime_takes_it() -> None:
+    for providers in (["CPUExecutionProvider"], [("CPUExecutionProvider", {})]):
+        assert sessions.open_session(EXACT, providers).provider == "CPUExecutionProvider"
+    with pytest.raises(d2feat.ProviderError, match="NoSuchProvider"):
+        sessions.open_session(EXACT, ["NoSuchProvider"])
+
+
+def test_out_of_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 123")
+
+    session = SimpleNamespace(run=fail)
+    opened = sessions.open_session(EXACT, "cpu")
+    starved = sessions.Session(opened.path, opened.info, opened.provider, opened.threads, session)
+    with pytest.raises(d2feat.OutOfMemoryError, match=r"40 x 30.*lower maxEdge") as caught:
+        starved.run(np.zeros((30, 40, 3), np.uint8), np.ones(1))
+    assert isinstance(caught.value, MemoryError)
+
+
+def test_eight_bits_agree_with_single_precision() -> None:
+    data = pytest.importorskip("skimage.data")
+    image = np.ascontiguousarray(data.coffee()[100:300, 100:400, ::-1])
+    exact, fast = (d2feat.create(300, model=model).extract(image) for model in (EXACT, FAST))
+    distance = np.linalg.norm(exact.keypoints[:, None] - fast.keypoints, axis=2)
+    same = distance.min(1) < 1
+    assert same.mean() > 0.7
+    cosine = (exact.descriptors[same] * fast.descriptors[distance.argmin(1)[same]]).sum(1)
+    assert cosine.mean() > 0.99
