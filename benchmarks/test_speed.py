@@ -13,7 +13,7 @@ import d2feat
 from benchmarks.interleaved import compare
 from d2feat.model import find_model
 from d2feat.processor import usable_processors
-from export.graph import network_weights
+from export.checkpoint import network_weights
 from export.photographs import shipped_photographs
 from tests.reference import extract
 

@@ -1,4 +1,4 @@
-"""Read a D2-Net checkpoint, ours or an official one, and refuse anything else by name."""
+"""Read a D2-Net checkpoint, ours, an official one or an exported model, and refuse anything else by name."""
 
 import argparse
 import hashlib
@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import onnx
 import torch
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
 from .trunk import MEAN_BGR, D2Net
+
+NETWORK: Final = "network/"
+"""What the names of the network's weights begin with in an exported model."""
 
 TRUNK_LAYERS: Final = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
 """Places of the convolutions in VGG16's list of layers; the N of an official state dict's keys."""
@@ -34,7 +42,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read `path`, an official D2-Net file (``d2_tf.pth`` and its like) or one of our own.
+    """Read an official D2-Net file (``d2_tf.pth`` and its like), one of our own, or an exported model.
 
     Nothing in the file is executed: it is unpickled with ``weights_only=True``.
 
@@ -45,6 +53,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    state, said = _read_model(path) if path.suffix == ".onnx" else _read_pickle(path)
+    try:
+        net = _network(state, said)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a D2-Net checkpoint: {error}") from None
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Checkpoint(net, _metadata(path, net, said, sha256))
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         # Training scripts store their arguments beside the weights; a Namespace holds data only.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -54,13 +72,29 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state dict under 'model', as D2-Net checkpoints do")
-    said = content.get("d2feat", {})
+    return state, content.get("d2feat", {})
+
+
+def _read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        net = _network(state, said)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is not a D2-Net checkpoint: {error}") from None
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(net, _metadata(path, net, said, sha256))
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is not an ONNX file") from error
+    said: dict[str, Any] = {entry.key: entry.value for entry in model.metadata_props}
+    if said.get("precision") != "fp32":
+        raise CheckpointError(f"{path} is not a model of ours in single precision: it has no weights to read")
+    said["descriptor_relu"] = said["descriptor_relu"] == "true"
+    return {key: torch.from_numpy(value) for key, value in network_weights(model).items()}, said
+
+
+def network_weights(model: ModelProto) -> dict[str, NDArray[np.float32]]:
+    """The state dict inside a model in single precision that `export.graph.build_graph` made."""
+    body = next(node for node in model.graph.node if node.op_type == "Loop").attribute[0].g
+    return {
+        tensor.name.removeprefix(NETWORK): numpy_helper.to_array(tensor).astype(np.float32)
+        for tensor in body.initializer
+        if tensor.name.startswith((NETWORK + "dense_feature_extraction.", NETWORK + "fine."))
+    }
 
 
 def _network(state: dict[str, Tensor], said: dict[str, Any]) -> D2Net:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import nn
 
-from .checkpoint import Checkpoint
+from .checkpoint import NETWORK, Checkpoint
 from .geometry import STRIDE, Coordinates, cell_origin
 from .pyramid import DetectAndDescribe
 from .trunk import D2Net, preprocess
@@ -146,7 +146,7 @@ def build_graph(
     text = text.replace("FOUND", ", ".join(_FOUND))
     graph = onnx.parser.parse_graph(text)
     body = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
-    _splice(body, "network", network, "network/")
+    _splice(body, "network", network, NETWORK)
     _splice(body, "detect_and_describe", detection, "head/")
 
     constants: dict[str, np.ndarray] = {
@@ -231,17 +231,6 @@ def save_model(model: ModelProto, path: str | Path) -> Path:
     partial.write_bytes(model.SerializeToString())
     partial.replace(path)
     return path
-
-
-def network_weights(model: ModelProto) -> dict[str, np.ndarray]:
-    """The state dict inside a model that `build_graph` made, float32."""
-    body = next(node for node in model.graph.node if node.op_type == "Loop").attribute[0].g
-    prefix = "network/"
-    return {
-        tensor.name.removeprefix(prefix): numpy_helper.to_array(tensor).astype(np.float32)
-        for tensor in body.initializer
-        if tensor.name.startswith((prefix + "dense_feature_extraction.", prefix + "fine."))
-    }
 
 
 def _export(

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from .graph import network_weights
+from .checkpoint import network_weights
 from .photographs import shipped_photographs
 
 SIZES: Final = ((240, 320), (333, 447), (480, 640))

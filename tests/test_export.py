@@ -117,6 +117,21 @@ def test_executes_nothing_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
     assert not Path("executed").exists()
 
 
+def test_an_exported_model_is_a_checkpoint_too(official: Path, official_model: Path, tmp_path: Path) -> None:
+    """So that a shipped model can be trained further; half precision is all that is lost."""
+    again = read_checkpoint(official_model)
+    before = read_checkpoint(official).net.state_dict()
+    assert again.metadata["descriptor_relu"] == "true"
+    for key, value in again.net.state_dict().items():
+        expected = before[key].half().float() if key.endswith("weight") else before[key]
+        torch.testing.assert_close(value, expected, rtol=0, atol=0 if key.endswith("weight") else 5e-4)
+    with pytest.raises(CheckpointError, match="single precision"):
+        read_checkpoint(bundled_folder() / "d2net-int8.onnx")
+    (tmp_path / "x.onnx").write_text("no model")
+    with pytest.raises(CheckpointError, match="not an ONNX file"):
+        read_checkpoint(tmp_path / "x.onnx")
+
+
 def test_command_line_exports_and_refuses(official: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     out = tmp_path / "model.onnx"
