@@ -1,10 +1,11 @@
 """ONNX Runtime: which execution provider runs the model, and running it."""
 
 import ctypes
-import functools
 import logging
 import math
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from .processor import has_fast_int8, usable_processors
 Provider = str | Sequence[str | tuple[str, dict[str, Any]]]
 
 _LOG: Final = logging.getLogger("d2feat")
+
+CACHED: Final = 4
+"""Sessions kept for the next object that asks for the same; programs make detectors in loops."""
 
 _CPU: Final = "CPUExecutionProvider"
 _NAMES: Final = {"cpu": _CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -116,6 +120,10 @@ class Session:
         )
 
 
+_cache: OrderedDict[Any, Session] = OrderedDict()
+_lock = threading.Lock()
+
+
 def open_session(model: str | os.PathLike[str], provider: Provider = "auto", threads: int = 0) -> Session:
     """Load a model; objects that ask for the same share one.
 
@@ -137,10 +145,31 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
         raise ProviderError(f"provider must be a name or a list for ONNX Runtime, not {provider!r}")
     path = find_model(_default_model(chosen) if model == DEFAULT else model)
     state = path.stat()
-    # A forked child does not inherit the runtime's threads: it needs a session of its own.
-    return _load(
-        path, (state.st_mtime_ns, state.st_size), chosen, threads or usable_processors(), os.getpid()
-    )
+    key = path, (state.st_mtime_ns, state.st_size), chosen, threads or usable_processors()
+    with _lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+        else:
+            _cache[key] = _load(path, chosen, key[-1])
+            while len(_cache) > CACHED:
+                _cache.popitem(last=False)
+        return _cache[key]
+
+
+def _abandon_inherited_sessions() -> None:
+    """Make a forked child load models anew, and never destroy what it inherited.
+
+    The runtime's threads were not inherited; a session's destructor would wait for them for ever.
+    """
+    global _lock
+    _lock = threading.Lock()
+    for session in _cache.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
+    _cache.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_inherited_sessions)
 
 
 def _default_model(provider: Any) -> str:
@@ -149,8 +178,7 @@ def _default_model(provider: Any) -> str:
     return FAST if first == _CPU and has_fast_int8() else EXACT
 
 
-@functools.lru_cache(maxsize=4)
-def _load(path: Path, _state: tuple[int, int], provider: Any, threads: int, _pid: int) -> Session:
+def _load(path: Path, provider: Any, threads: int) -> Session:
     runtime = import_runtime()
     wanted = _provider_list(runtime, provider)
     options = runtime.SessionOptions()

@@ -375,9 +375,9 @@ def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime is built with CUDA")
     monkeypatch.setattr(session, "import_runtime", lambda: RuntimeWithoutCuda)
-    session._load.cache_clear()
+    session._cache.clear()
     yield
-    session._load.cache_clear()
+    session._cache.clear()
 
 
 @pytest.mark.usefixtures("_without_cuda")
