@@ -108,7 +108,7 @@ def test_shipped_weights_are_nearly_unbiased_on_a_photograph(zoom: bool) -> None
     """Upstream's missing half cell would show as 2 to 4 px; what is left are the trained filters' own."""
     data = pytest.importorskip("skimage.data")
     image = cv2.resize(data.coffee(), (300, 200), interpolation=cv2.INTER_AREA)
-    detector = d2feat.create(nfeatures=500)
+    detector = d2feat.create(nfeatures=500, model="d2net")
     plain = detector.extract(image).keypoints
     if zoom:
         other = detector.extract(cv2.resize(image, (600, 400), interpolation=cv2.INTER_CUBIC)).keypoints
@@ -120,4 +120,4 @@ def test_shipped_weights_are_nearly_unbiased_on_a_photograph(zoom: bool) -> None
     mutual = (distance.argmin(0)[distance.argmin(1)] == np.arange(len(plain))) & (distance.min(1) < 3)
     found = other[distance.argmin(1)[mutual]] - plain[mutual]
     assert len(found) >= 150
-    assert np.abs(found.mean(0)).max() < 0.3
+    assert np.abs(found.mean(0)).max() < 0.15
