@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .evaluation.metrics import corner_error
 from .matching import match
 
 Matrix = npt.NDArray[np.float64]
@@ -155,25 +156,6 @@ def estimate_fundamental(points1: npt.NDArray[np.float32], points2: npt.NDArray[
         )
 
     return _estimate(find, len(points1), minimum=8)
-
-
-def corner_error(estimate: Matrix | None, truth: Matrix, size: tuple[int, int]) -> float:
-    """Mean distance in pixels between where two homographies put the image's four corners.
-
-    The corners are the centres of the four corner pixels; the distances are in image 2. This is the measure
-    of DeTone et al. 2018 and of the HPatches benchmark.
-
-    Args:
-        estimate: 3 x 3; None, no homography found, is infinitely wrong.
-        truth: 3 x 3.
-        size: (width, height) of image 1 in pixels.
-    """
-    if estimate is None:
-        return float("inf")
-    right, bottom = size[0] - 1, size[1] - 1
-    corners = np.array([[[0, 0]], [[right, 0]], [[right, bottom]], [[0, bottom]]], np.float64)
-    there, here = cv2.perspectiveTransform(corners, truth), cv2.perspectiveTransform(corners, estimate)
-    return float(np.linalg.norm(here - there, axis=2).mean())
 
 
 def _positions(keypoints: list[cv2.KeyPoint]) -> npt.NDArray[np.float32]:

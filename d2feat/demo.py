@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import D2FeatError
+from .images import Image
 
-Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
 
 PHOTOGRAPHS: Final = ("astronaut", "coffee", "chelsea", "rocket")

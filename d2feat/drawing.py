@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compare import Comparison
-
-Image = npt.NDArray[np.uint8]
+from .images import Image
 
 WIDTH: Final = 1600
 """Of a picture, in pixels."""

@@ -1,5 +1,6 @@
 """What this process may use of the machine's processors, and what they are good at."""
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -30,6 +31,7 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
         return None
 
 
+@functools.cache
 def has_fast_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bytes several times faster than floats (x86 with VNNI).
 

@@ -181,6 +181,8 @@ def _default_model(provider: Any) -> str:
 def _load(path: Path, provider: Any, threads: int) -> Session:
     runtime = import_runtime()
     wanted = _provider_list(runtime, provider)
+    if not isinstance(provider, tuple) and wanted[0] != _CPU and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA and cuDNN from NVIDIA's or PyTorch's wheels
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -248,8 +250,6 @@ def _provider_list(runtime: Any, provider: Any) -> list[Any]:
         raise ProviderError(
             f"unknown provider {provider!r}; it is one of {known}, or a list for ONNX Runtime"
         )
-    if wanted[0] != _CPU and hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()  # CUDA and cuDNN from NVIDIA's or PyTorch's wheels
     return [(name, _OPTIONS[name]) if name in _OPTIONS else name for name in wanted]
 
 

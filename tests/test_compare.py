@@ -8,11 +8,11 @@ from d2feat.compare import (
     Comparison,
     Estimate,
     compare,
-    corner_error,
     estimate_fundamental,
     estimate_homography,
 )
 from d2feat.drawing import MAX_LINES, WIDTH, draw_comparison, draw_matches, spread, stack
+from d2feat.evaluation.metrics import corner_error
 
 WARP = np.array([[0.9, -0.2, 30.0], [0.15, 0.95, -12.0], [2e-4, -1e-4, 1.0]])
 

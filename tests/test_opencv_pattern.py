@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import d2feat
+from d2feat.evaluation.metrics import corner_error
 
 SHARED = Path(os.environ.get("D2FEAT_SHARED", Path(__file__).parents[2] / "shared"))
 SEQUENCES = SHARED / "data" / "eval" / "oxford_affine"
@@ -36,14 +37,6 @@ def tutorial_homography(detector: object, img1: np.ndarray, img2: np.ndarray) ->
     return H
 
 
-def corner_error(found: np.ndarray, truth: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Mean distance, in pixels, of the first image's corners mapped by both homographies."""
-    height, width = shape[:2]
-    corners = np.float32([[[0, 0]], [[width - 1, 0]], [[width - 1, height - 1]], [[0, height - 1]]])
-    difference = cv2.perspectiveTransform(corners, found) - cv2.perspectiveTransform(corners, truth)
-    return float(np.linalg.norm(difference, axis=2).mean())
-
-
 @pytest.mark.parametrize(("sequence", "other"), [("graf", 2), ("leuven", 4), ("ubc", 4), ("bikes", 4)])
 def test_finds_the_homography_of_real_photographs(sequence: str, other: int) -> None:
     folder = SEQUENCES / sequence
@@ -53,7 +46,7 @@ def test_finds_the_homography_of_real_photographs(sequence: str, other: int) -> 
     truth = np.loadtxt(folder / f"H_1_{other}")
     cv2.setRNGSeed(0)
     found = tutorial_homography(d2feat.create(), img1, img2)
-    error = corner_error(found, truth, img1.shape)
+    error = corner_error(found, truth, img1.shape[1::-1])
     print(f"{sequence} 1-{other}: corner error {error:.2f} px")
     assert error < 5
 
@@ -68,4 +61,4 @@ def test_finds_the_homography_of_a_warped_and_darkened_photograph(photograph: st
     img2 = (255 * (img2 / 255.0) ** 2.2 * 0.6).astype(np.uint8)
     cv2.setRNGSeed(0)
     found = tutorial_homography(d2feat.create(), img1, img2)
-    assert corner_error(found, truth, img1.shape) < 2
+    assert corner_error(found, truth, img1.shape[1::-1]) < 2
