@@ -105,9 +105,9 @@ def _network(state: dict[str, Tensor], said: dict[str, Any]) -> D2Net:
     if missing:
         raise CheckpointError(f"no convolution at dense_feature_extraction.model.{missing[0]}.weight")
     widths = [weight.shape[0] for weight in first if weight is not None]
-    fine = any(key.startswith("fine.") for key in state)
+    fine = len(state["fine.a.bias"].reshape(-1)) if "fine.a.bias" in state else 0
     head = said.get("head", "fine" if fine else "paper")
-    if head not in ("fine", "paper") or (head == "fine") != fine:
+    if head not in ("fine", "paper") or (head == "fine") != bool(fine):
         raise CheckpointError(f"it says head {head!r} and has {'a' if fine else 'no'} fine head")
     net = D2Net(widths, fine=fine, descriptor_relu=bool(said.get("descriptor_relu", not said)))
     expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}

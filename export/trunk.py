@@ -14,8 +14,11 @@ from torch import Tensor, nn
 MEAN_BGR: Final = (103.939, 116.779, 123.68)
 """Subtracted from 8-bit BGR images; there is no further scaling ("caffe" preprocessing)."""
 
-WIDTHS: Final = (64, 128, 256, 512)
+WIDTHS: Final[tuple[int, int, int, int]] = (64, 128, 256, 512)
 """Channels of the four VGG blocks."""
+
+FINE_WIDTH: Final = 16
+"""Channels of the fine head's hidden layer in the full network."""
 
 
 class DenseMaps(NamedTuple):
@@ -66,7 +69,7 @@ class FineHead(nn.Module):
     R = c(relu(a(full) + up(b(half)))), r = softplus(R) / (1 + softplus(R)), in (0, 1).
     """
 
-    def __init__(self, full_channels: int, half_channels: int, width: int = 16) -> None:
+    def __init__(self, full_channels: int, half_channels: int, width: int) -> None:
         super().__init__()
         self.a = nn.Conv2d(full_channels, width, 3, padding=1)
         self.b = nn.Conv2d(half_channels, width, 3, padding=1)
@@ -87,17 +90,17 @@ class D2Net(nn.Module):
 
     Args:
         widths: channels of the four blocks (`WIDTHS` for the paper's VGG16).
-        fine: whether the checkpoint carries the fine head; official ones do not.
+        fine: channels of the fine head's hidden layer; 0 for none, as in official checkpoints.
         descriptor_relu: whether descriptors, too, are taken from max(F, 0), as the official
             checkpoints were trained. Detection always is on max(F, 0).
     """
 
     def __init__(
-        self, widths: Sequence[int] = WIDTHS, *, fine: bool = False, descriptor_relu: bool = True
+        self, widths: Sequence[int] = WIDTHS, *, fine: int = 0, descriptor_relu: bool = True
     ) -> None:
         super().__init__()
         self.dense_feature_extraction = Trunk(widths)
-        self.fine = FineHead(widths[0], widths[1]) if fine else None
+        self.fine = FineHead(widths[0], widths[1], fine) if fine else None
         self.descriptor_relu = descriptor_relu
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

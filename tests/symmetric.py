@@ -16,7 +16,7 @@ WIDTHS = (4, 4, 4, 8)
 
 def write_symmetric_checkpoint(path: Path, *, fine: bool) -> Path:
     """Write a checkpoint of our format (fine head) or of the official one (paper's head) to `path`."""
-    net = D2Net(WIDTHS, fine=fine, descriptor_relu=not fine)
+    net = D2Net(WIDTHS, fine=4 if fine else 0, descriptor_relu=not fine)
     smooth = torch.tensor([1.0, 2.0, 1.0])
     kernel = torch.outer(smooth, smooth) / 16
     with torch.no_grad():

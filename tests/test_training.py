@@ -71,7 +71,7 @@ def photos() -> Photos:
 
 def tiny_net(seed: int = 0) -> D2Net:
     torch.manual_seed(seed)
-    return D2Net(WIDTHS, fine=True, descriptor_relu=False)
+    return D2Net(WIDTHS, fine=4, descriptor_relu=False)
 
 
 def smooth_photos() -> Photos:

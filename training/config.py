@@ -75,6 +75,8 @@ class Config:
         train: "all", or "fine" for the fine head alone on a frozen trunk (of which only the early layers
             are then computed, several times faster; `match` and `triplet` need "all", and `matchability`
             then asks for repetition alone).
+        widths, fine: channels of the trunk's four blocks and of the fine head; () and 0 for those of the
+            initial network, which is made narrower (`narrow`) if it is wider than told.
         steps, minutes: the budget; steps if positive, else minutes. The schedule spans it.
         batch: pairs per step. size: side of the square views, px.
         trunk_rate, fine_rate: peak AdamW learning rates. warmup: share of the budget for warming up.
@@ -94,6 +96,8 @@ class Config:
     """
 
     train: Literal["all", "fine"] = "all"
+    widths: tuple[int, ...] = ()
+    fine: int = 0
     steps: int = 0
     minutes: float = 60.0
     batch: int = 8
@@ -127,6 +131,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.train == "fine" and (self.weights.match or self.weights.triplet):
             raise ValueError("match and triplet need descriptors: set them to 0 with train='fine'")
+        if len(self.widths) not in (0, 4):
+            raise ValueError(f"widths are those of four blocks, not {self.widths}")
         if self.size % 16 or self.size < 64:
             raise ValueError(f"size must be a multiple of 16 and at least 64, not {self.size}")
         if self.steps <= 0 and self.minutes <= 0:
@@ -172,7 +178,8 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     if "coarsest" in geometry:
         geometry["coarsest"] = tuple(geometry["coarsest"])
     return Config(
-        **{k: v for k, v in values.items() if k not in ("weights", "geometry", "light")},
+        **{k: v for k, v in values.items() if k not in ("widths", "weights", "geometry", "light")},
+        widths=tuple(values.get("widths", ())),
         weights=Weights(**values.get("weights", {})),
         geometry=Geometry(**geometry),
         light=Light(**values.get("light", {})),

@@ -16,7 +16,7 @@ def run_network(net: D2Net, images: Tensor, *, bfloat16: bool) -> tuple[Tensor, 
     The trunk runs in bfloat16 if so told; the fine head always in float32, whose resolution its peaks need.
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-        dense, full, half = net.dense_feature_extraction(_centred(images))
+        dense, full, half = net.dense_feature_extraction(centred(images))
     repeatability: Tensor = _fine_head(net)(full.float(), half.float())
     return dense, repeatability
 
@@ -25,15 +25,16 @@ def run_fine_head(net: D2Net, images: Tensor, *, bfloat16: bool) -> Tensor:
     """Repeatability alone: of the trunk, which gets no gradient, only the early layers are computed."""
     layers = net.dense_feature_extraction.model
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-        full = layers[:4](_centred(images))
+        full = layers[:4](centred(images))
         half = layers[4:9](full)
     repeatability: Tensor = _fine_head(net)(full.float(), half.float())
     return repeatability
 
 
-def _centred(images: Tensor) -> Tensor:
-    centred = images - torch.tensor(MEAN_BGR, device=images.device).view(3, 1, 1)
-    return centred.contiguous(memory_format=torch.channels_last)
+def centred(images: Tensor) -> Tensor:
+    """B x 3 x H x W images of 0..255 as the network takes them, in channels-last layout."""
+    inputs = images - torch.tensor(MEAN_BGR, device=images.device).view(3, 1, 1)
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 def _fine_head(net: D2Net) -> FineHead:

@@ -18,11 +18,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from export.checkpoint import read_checkpoint
-from export.trunk import MEAN_BGR, D2Net
+from export.trunk import FINE_WIDTH, MEAN_BGR, WIDTHS, D2Net
 
 from .config import Config, config_from_dict
 from .judge import Judgement, judge
-from .loss import losses, total
+from .loss import centred, losses, total
+from .narrow import channels, narrow
 from .pairs import make_pairs
 from .photos import Photos
 
@@ -72,7 +73,7 @@ class Trainer:
         self.config, self.out, self.device = config, out, torch.device(device)
         torch.manual_seed(config.seed)
         if net is None:
-            net = _initial_network(init)
+            net = _initial_network(init, config, photos)
         self.net = net.to(self.device, memory_format=torch.channels_last).train().requires_grad_(True)  # type: ignore[call-overload]
         if config.train == "fine":
             self.net.dense_feature_extraction.requires_grad_(False)
@@ -225,13 +226,22 @@ def schedule(done: float, warmup: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def _initial_network(init: Path | None) -> D2Net:
+def _initial_network(init: Path | None, config: Config, photos: Photos) -> D2Net:
     if init is None:
-        return D2Net(fine=True, descriptor_relu=False)
+        return D2Net(config.widths or WIDTHS, fine=config.fine or FINE_WIDTH, descriptor_relu=False)
     net = read_checkpoint(init).net
     if net.fine is None:
         raise TrainingError(f"{init} has no fine head to train")
-    return net
+    *widths, fine = channels(net)
+    wanted = config.widths or tuple(widths), config.fine or fine
+    if wanted == (tuple(widths), fine):
+        return net
+    size = (config.size, config.size)
+    pairs = make_pairs(photos, 8, size, config.geometry, config.light, Generator().manual_seed(config.seed))
+    try:
+        return narrow(net, *wanted, centred(pairs.first))
+    except ValueError as error:
+        raise TrainingError(f"{init}: {error}") from None
 
 
 def _parameter_groups(net: D2Net, config: Config) -> list[dict[str, Any]]:

@@ -1,0 +1,90 @@
+"""A narrow network made out of a wide one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.checkpoint import read_checkpoint
+from export.trunk import D2Net
+from training.config import Config
+from training.narrow import channels, narrow
+from training.photos import stack
+from training.trainer import Trainer, TrainingError
+
+WIDE, FINE = (8, 12, 16, 24), 6
+
+
+def wide_net() -> D2Net:
+    torch.manual_seed(0)
+    return D2Net(WIDE, fine=FINE, descriptor_relu=False).eval().requires_grad_(False)
+
+
+def images() -> torch.Tensor:
+    return 50 * torch.randn((2, 3, 48, 64), generator=torch.Generator().manual_seed(0))
+
+
+def test_nothing_changes_when_all_channels_are_kept() -> None:
+    net = wide_net()
+    dense, fine = net(images())
+    same_dense, same_fine = narrow(net, WIDE, FINE, images())(images())
+    torch.testing.assert_close(same_dense, dense, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(same_fine, fine, rtol=1e-3, atol=1e-5)
+
+
+def test_channels_without_influence_are_the_ones_that_go() -> None:
+    """Half of the channels of every inner layer are dead: taking only the others loses nothing."""
+    net = wide_net()
+    trunk = net.dense_feature_extraction.model
+    with torch.no_grad():
+        for place, after in (
+            (0, 2),
+            (2, 5),
+            (5, 7),
+            (7, 10),
+            (10, 12),
+            (12, 14),
+            (14, 17),
+            (17, 19),
+            (19, 21),
+        ):
+            trunk[after].weight[:, ::2] = 0
+            trunk[place].bias.zero_()
+        net.fine.a.weight[:, ::2] = 0
+        net.fine.b.weight[:, ::2] = 0
+        net.fine.c.weight[:, ::2] = 0
+    small = narrow(net, (4, 6, 8, 24), 3, images())
+    assert channels(small) == (4, 6, 8, 24, 3)
+    dense, fine = net(images())
+    small_dense, small_fine = small(images())
+    torch.testing.assert_close(small_fine, fine, rtol=1e-3, atol=1e-5)
+    assert float((small_dense - dense).abs().max()) < 0.05 * float(dense.std())
+
+
+def test_every_layer_keeps_its_level() -> None:
+    net = wide_net()
+    small = narrow(net, (4, 4, 8, 12), 2, images())
+    assert small(images())[0].std() == pytest.approx(net(images())[0].std(), rel=0.5)
+
+
+def test_only_wider_networks_with_a_fine_head_become_narrow() -> None:
+    with pytest.raises(ValueError, match=r"not all within the network's \(8, 12, 16, 24, 6\)"):
+        narrow(wide_net(), (16, 12, 16, 24), FINE, images())
+    with pytest.raises(ValueError, match="fine head"):
+        narrow(D2Net(WIDE), (4, 4, 4, 4), 1, images())
+
+
+def test_a_light_model_is_trained_from_a_wide_checkpoint(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    photos = stack([rng.integers(0, 256, (96, 96, 3), np.uint8) for _ in range(10)], (96, 96))
+    checkpoint = tmp_path / "wide.pth"
+    torch.save({"model": wide_net().state_dict(), "d2feat": {"descriptor_relu": False}}, checkpoint)
+    config = Config(
+        widths=(4, 4, 8, 8), fine=2, steps=1, batch=2, size=64, positions=8, holdout=0, judge_pairs=0
+    )
+    trained = Trainer(photos, config, tmp_path / "run", init=checkpoint).run()
+    assert channels(read_checkpoint(trained).net) == (4, 4, 8, 8, 2)
+    wider = config.override(widths=[64, 128, 256, 512])
+    with pytest.raises(TrainingError, match="not all within"):
+        Trainer(photos, wider, tmp_path / "other", init=checkpoint)

@@ -1,0 +1,85 @@
+"""A narrow network out of a wide one: a start from which a light model learns faster than from noise."""
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from export.checkpoint import TRUNK_LAYERS
+from export.trunk import D2Net
+
+BLOCKS: Final = (0, 0, 1, 1, 2, 2, 2, 3, 3, 3)
+"""The block, and so the entry of `widths`, of every convolution."""
+
+
+def narrow(net: D2Net, widths: Sequence[int], fine: int, images: Tensor) -> D2Net:
+    """Keep of every layer the channels that matter most, and scale what is left to the old level.
+
+    A channel matters by the standard deviation of its output times the norm of the weights that read it
+    (after Molchanov et al. 2019, without the gradients). What the others contributed is missing, so every
+    layer is scaled until the mean deviation of its outputs is that of the same channels in `net`
+    (LSUV, Mishkin and Matas 2016).
+
+    Args:
+        net: a network with a fine head.
+        widths, fine: of the new network, see `export.trunk.D2Net`; none larger than the old one's.
+        images: B x 3 x H x W, as the network takes them.
+
+    Raises:
+        ValueError: `net` has no fine head or is narrower.
+    """
+    if net.fine is None:
+        raise ValueError("only a network with a fine head can be made narrower")
+    if any(new > have for new, have in zip((*widths, fine), channels(net), strict=True)):
+        raise ValueError(f"channels {(*widths, fine)} are not all within the network's {channels(net)}")
+    small = D2Net(widths, fine=fine, descriptor_relu=net.descriptor_relu)
+    wide, layers = net.dense_feature_extraction.model, small.dense_feature_extraction.model
+    wide_convs, convs = _convolutions(net), _convolutions(small)
+    inputs = torch.arange(3)
+    maps, thin = images, images
+    kept: list[Tensor] = []
+    with torch.no_grad():
+        for i, place in enumerate(TRUNK_LAYERS):
+            before = 0 if i == 0 else TRUNK_LAYERS[i - 1] + 1
+            maps, thin = wide[before : place + 1](maps), layers[before:place](thin)
+            deviation = maps.std((0, 2, 3))
+            importance = deviation
+            if i + 1 < len(TRUNK_LAYERS):
+                importance = deviation * wide_convs[i + 1].weight.square().sum((0, 2, 3)).sqrt()
+            chosen = importance.topk(widths[BLOCKS[i]]).indices.sort().values
+            _take(convs[i], wide_convs[i], chosen, inputs)
+            convs[i].weight *= deviation[chosen].mean() / convs[i](thin).std((0, 2, 3)).mean()
+            thin = convs[i](thin)
+            kept.append(chosen)
+            inputs = chosen
+        _narrow_fine_head(small, net, kept[1], kept[3])
+    return small.eval().requires_grad_(False)
+
+
+def channels(net: D2Net) -> tuple[int, ...]:
+    """Channels of the four blocks and of the fine head (0 without one)."""
+    convs = _convolutions(net)
+    widths = (convs[BLOCKS.index(block)].out_channels for block in range(4))
+    return (*widths, 0 if net.fine is None else net.fine.c.in_channels)
+
+
+def _convolutions(net: D2Net) -> list[nn.Conv2d]:
+    return [cast(nn.Conv2d, net.dense_feature_extraction.model[place]) for place in TRUNK_LAYERS]
+
+
+def _narrow_fine_head(small: D2Net, net: D2Net, full: Tensor, half: Tensor) -> None:
+    assert net.fine is not None
+    assert small.fine is not None
+    reach = net.fine.c.weight.square().sum((0, 2, 3)).sqrt()
+    chosen = reach.topk(small.fine.c.in_channels).indices.sort().values
+    _take(small.fine.a, net.fine.a, chosen, full)
+    _take(small.fine.b, net.fine.b, chosen, half)
+    _take(small.fine.c, net.fine.c, torch.arange(1), chosen)
+
+
+def _take(new: nn.Conv2d, old: nn.Conv2d, outputs: Tensor, inputs: Tensor) -> None:
+    assert new.bias is not None
+    assert old.bias is not None
+    new.weight.copy_(old.weight[outputs][:, inputs])
+    new.bias.copy_(old.bias[outputs])
