@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from . import MULTISCALE, __version__, available_models, create
 from .errors import InputError
 from .evaluation.cli import app as evaluation
+from .images import read_image
 from .model import DEFAULT
 
 if TYPE_CHECKING:
@@ -232,22 +233,6 @@ def download(
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def read_image(path: Path) -> "Image":
-    """The image file at `path`, H x W x 3 uint8 BGR.
-
-    Raises:
-        InputError: it is missing, or not an image.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"{path} is a folder, not an image file" if path.is_dir() else f"no image file at {path}"
-        )
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InputError(f"{path} is not an image that OpenCV can read")
-    return image  # type: ignore[return-value]
 
 
 def check_writable(path: Path) -> None:

@@ -18,6 +18,8 @@ from .images import Image, as_image, as_mask
 from .keypoints import describable, read_keypoints
 from .model import DEFAULT
 from .session import Provider, Session, open_session
+from .stream import Extraction, stream
+from .tiles import describe_tiled, extract_tiled, margin, smallest_tile
 
 MULTISCALE: Final = (0.5, 1.0, 2.0)
 """The paper's pyramid (section 3.3): more features, found at more sizes, at five times the cost."""
@@ -69,16 +71,19 @@ class D2Feature:
         model: str | os.PathLike[str] = DEFAULT,
         provider: Provider = "auto",
         threads: int = 0,
+        tile: int = 0,
     ) -> None:
         self._model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self._provider, self._threads = provider, _whole(threads, "threads")
         if self._threads < 0:
             raise InputError(f"threads must not be negative, not {threads}")
+        self._tile = 0
         self.setNFeatures(nfeatures)
         self.setScoreThreshold(scoreThreshold)
         self.setScales(scales)
         self.setMaxEdge(maxEdge)
         self.setMaxSumEdges(maxSumEdges)
+        self.setTile(tile)
         self._session  # noqa: B018  (a model that cannot be loaded is an error here, not at the first image)
 
     @staticmethod
@@ -136,17 +141,45 @@ class D2Feature:
         """`detectAndCompute` of several images: tuple of tuples of keypoints, tuple of descriptors.
 
         Args:
-            images: sequence of images.
+            images: sequence of images, or of paths of files.
             masks: sequence of as many masks, or None.
+
+        Raises:
+            InputError: an argument is unusable; the message says which image.
         """
-        pairs = [self.detectAndCompute(image, mask) for image, mask in _paired(images, masks, "masks")]
-        return tuple(keypoints for keypoints, _ in pairs), tuple(descriptors for _, descriptors in pairs)
+        pairs = list(_paired(images, masks, "masks"))
+        found = list(stream(self.extract, [image for image, _ in pairs], [mask for _, mask in pairs]))
+        descriptors = tuple(_deliver(one.descriptors, None, one.source) for one in found)
+        return tuple(one.keypoints for one in found), descriptors
+
+    @_cv2_call
+    def stream(self, images: Iterable[Any], masks: Iterable[Any] | None = None) -> Iterator[Extraction]:
+        """Extract many images, in order: files are decoded ahead and KeyPoints built while the network runs.
+
+        Args:
+            images: paths of files, or images as for `detectAndCompute`. They are taken as they are needed, a
+                few ahead, so that a generator without an end will do.
+            masks: as many masks, or None.
+
+        Yields:
+            An `Extraction` an image, with `keypoints` and `descriptors`, or `features`, and its `index` and
+            `source`. An image that cannot be used does not end the stream: its `error` says why, and its
+            `features` raise it. To stop early, leave the loop.
+
+        Example:
+            >>> for found in d2.stream(["a.jpg", "b.jpg"]):   # doctest: +SKIP
+            ...     if found.error is None:
+            ...         print(found.name, len(found.keypoints))
+        """
+        return stream(self.extract, images, masks)
 
     @_cv2_call
     def detect(self, image: Any, mask: Any = None) -> Any:
         """Detect keypoints: a tuple of `cv2.KeyPoint`, or of such tuples for a list of images (and masks)."""
         if isinstance(image, (list, tuple)):
-            return tuple(self.detect(one, other) for one, other in _paired(image, mask, "masks"))
+            pairs = list(_paired(image, mask, "masks"))
+            found = stream(self.extract, [one for one, _ in pairs], [other for _, other in pairs])
+            return tuple(one.features.to_keypoints() for one in found)
         return self.extract(image, mask).to_keypoints()
 
     @_cv2_call
@@ -180,6 +213,16 @@ class D2Feature:
         found = self.describe(pixels, points[kept])
         return tuple(_copied(keypoints[i]) for i in kept), _deliver(found, descriptors, image)
 
+    def warmup(self, sizes: Iterable[tuple[int, int]] = ((640, 480),)) -> None:
+        """Run once on an image of each (width, height), so that the first real one does not pay for it.
+
+        On the CPU it is memory that is fetched; CUDA chooses algorithms for every new size; TensorRT builds
+        its engine, which takes minutes, for the range of all sizes, and caches it.
+        """
+        rng = np.random.default_rng(0)
+        for width, height in sizes:
+            self.extract(rng.integers(0, 256, (height, width, 3), np.uint8))
+
     # ---- arrays instead of objects
 
     def extract(self, image: Any, mask: Any = None) -> Features:
@@ -187,7 +230,15 @@ class D2Feature:
         pixels = as_image(image)
         height, width = pixels.shape[:2]
         allowed = as_mask(mask, (height, width))
-        nfeatures, threshold = self._nfeatures, self._score_threshold
+        if 0 < self._tile < max(height, width):
+            extract, border = functools.partial(self._extract, nfeatures=0), margin(self._scales)
+            return extract_tiled(extract, pixels, allowed, self._tile, border, self._nfeatures)
+        return self._extract(pixels, allowed, self._nfeatures)
+
+    def _extract(self, pixels: Image, allowed: npt.NDArray[np.bool_] | None, nfeatures: int) -> Features:
+        """`extract` of an image that goes through the network in one piece."""
+        height, width = pixels.shape[:2]
+        threshold = self._score_threshold
         resized = self._resized(pixels)
         limit = nfeatures if allowed is None and nfeatures > 0 else -1
         outputs = self._session.run(resized, self._scales, limit)
@@ -210,19 +261,27 @@ class D2Feature:
         Points outside of the image are described at its border.
         """
         pixels = as_image(image)
-        resized = self._resized(pixels)
         try:
             values = np.array(points, np.float32).reshape(-1, 3)
         except (TypeError, ValueError) as error:
             raise InputError(f"points must be M x 3 numbers ({error})") from None
         if not np.isfinite(values).all() or not (values[:, 2] > 0).all():
             raise InputError("points must be finite and their scales positive")
+        if 0 < self._tile < max(pixels.shape[:2]):
+            return describe_tiled(self._describe, pixels, values, self._tile, margin(self._scales))
+        return self._describe(pixels, values)
+
+    def _describe(self, pixels: Image, values: Floats) -> Floats:
+        """`describe` in an image that goes through the network in one piece."""
+        resized, values = self._resized(pixels), values.copy()
         values[:, :2] = self._to_image(values[:, :2], pixels, resized)
         values[:, 2] *= np.sqrt(resized.shape[0] * resized.shape[1] / (pixels.shape[0] * pixels.shape[1]))
         return self._session.run(resized, self._scales, 0, values).point_descriptors
 
     def _resized(self, image: Image) -> Image:
         """The image, made smaller if its longer edge or the sum of its edges is above the limits."""
+        if self._tile > 0:
+            return image
         height, width = image.shape[:2]
         factor = 1.0
         if 0 < self._max_edge < max(height, width):
@@ -276,6 +335,7 @@ class D2Feature:
             raise InputError(f"scales must be numbers, not {scales!r}") from None
         if len(values) == 0 or not np.isfinite(values).all() or values[0] <= 0:
             raise InputError(f"scales must be one or more positive numbers, not {scales!r}")
+        _check_tile(self._tile, values)
         self._scales = values
 
     def getScales(self) -> tuple[float, ...]:
@@ -299,6 +359,17 @@ class D2Feature:
     def getMaxSumEdges(self) -> int:
         """Largest sum of width and height in pixels."""
         return self._max_sum_edges
+
+    @_cv2_call
+    def setTile(self, pixels: int) -> None:
+        """Edge of the tiles in which larger images are extracted; 0 or less for none."""
+        tile = _whole(pixels, "tile")
+        _check_tile(tile, self._scales)
+        self._tile = tile
+
+    def getTile(self) -> int:
+        """Edge of the tiles in pixels; 0 or less for none."""
+        return self._tile
 
     # ---- what cv2.Feature2D says of itself
 
@@ -345,6 +416,7 @@ class D2Feature:
         fs.write("scales", self._scales)
         fs.write("maxEdge", self._max_edge)
         fs.write("maxSumEdges", self._max_sum_edges)
+        fs.write("tile", self._tile)
         if name is not None:
             fs.endWriteStruct()
 
@@ -359,10 +431,10 @@ class D2Feature:
         if not isinstance(fn, cv2.FileNode):
             raise InputError(f"read takes a path or a cv2.FileNode, not {type(fn).__name__}")
         nodes = {key: fn.getNode(key) for key in ("name", "model", "nfeatures", "scoreThreshold", "scales")}
-        nodes |= {key: fn.getNode(key) for key in ("maxEdge", "maxSumEdges")}
+        nodes |= {key: fn.getNode(key) for key in ("maxEdge", "maxSumEdges", "tile")}
         if any(node.empty() for node in nodes.values()) or nodes["name"].string() != self.getDefaultName():
             raise InputError("the node does not hold the parameters of a D2Feature")
-        for key in ("nfeatures", "scoreThreshold", "maxEdge", "maxSumEdges"):
+        for key in ("nfeatures", "scoreThreshold", "maxEdge", "maxSumEdges", "tile"):
             if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
                 raise InputError(f"the parameter {key} of the node is not a number of its kind")
         if not nodes["scales"].isMap():
@@ -377,6 +449,7 @@ class D2Feature:
             model=nodes["model"].string(),
             provider=self._provider,
             threads=self._threads,
+            tile=int(nodes["tile"].real()),
         )
         self.__dict__.update(fresh.__dict__)
 
@@ -390,17 +463,20 @@ class D2Feature:
 
     def __reduce__(self) -> tuple[Any, ...]:
         sizes = self._max_edge, self._max_sum_edges
-        make = functools.partial(D2Feature, model=self._model, provider=self._provider, threads=self._threads)
+        make = functools.partial(
+            D2Feature, model=self._model, provider=self._provider, threads=self._threads, tile=self._tile
+        )
         return make, (self._nfeatures, self._score_threshold, self.getScales(), *sizes)
 
     def __repr__(self) -> str:
         session = self._session
         where = session.provider.removesuffix("ExecutionProvider")
         where += f", {session.threads} threads" if where == "CPU" else ""
+        tile = f"tile={self._tile}, " if self._tile > 0 else ""
         return (
             f"D2Feature(nfeatures={self._nfeatures}, scoreThreshold={self._score_threshold:g}, "
             f"scales={self.getScales()}, maxEdge={self._max_edge}, maxSumEdges={self._max_sum_edges}, "
-            f"model={session.info.name!r} {session.info.version}, on {where})"
+            f"{tile}model={session.info.name!r} {session.info.version}, on {where})"
         )
 
 
@@ -415,6 +491,7 @@ def create(
     model: str | os.PathLike[str] = DEFAULT,
     provider: Provider = "auto",
     threads: int = 0,
+    tile: int = 0,
 ) -> D2Feature:
     """A D2-Net feature detector and descriptor, used as `cv2.SIFT_create()`'s result is.
 
@@ -433,6 +510,10 @@ def create(
         provider: "auto" (CUDA if it loads, else CPU), "cuda", "tensorrt", "cpu", or a list as ONNX Runtime's
             `InferenceSession` takes it. A provider asked for by name is used or an error is raised.
         threads: on the CPU; 0 takes as many as the process may use.
+        tile: images whose longer edge is above this are extracted in overlapping tiles of at most so many
+            pixels each way, in memory that a tile needs; 1024 suits most. No image is made smaller then:
+            maxEdge and maxSumEdges do not count. `d2feat.tiles` says what is the same as in one piece. 0 or
+            less for no tiles.
 
     Raises:
         InputError, ModelError, ProviderError: all are `cv2.error`; the message says what to do.
@@ -452,6 +533,7 @@ def create(
         model=model,
         provider=provider,
         threads=threads,
+        tile=tile,
     )
 
 
@@ -499,6 +581,12 @@ def _copied(keypoint: cv2.KeyPoint) -> cv2.KeyPoint:
     return cv2.KeyPoint(
         x, y, keypoint.size, keypoint.angle, keypoint.response, keypoint.octave, keypoint.class_id
     )
+
+
+def _check_tile(tile: int, scales: npt.NDArray[np.float64]) -> None:
+    smallest = smallest_tile(scales)
+    if 0 < tile < smallest:
+        raise InputError(f"tile must be 0 or at least {smallest} at scales {scales.tolist()}, not {tile}")
 
 
 def _whole(value: Any, name: str) -> int:

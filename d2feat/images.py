@@ -1,5 +1,7 @@
 """From what callers pass as image or mask to the arrays that the model takes."""
 
+import os
+from pathlib import Path
 from typing import Any, Final
 
 import cv2
@@ -11,6 +13,23 @@ from .errors import InputError
 Image = npt.NDArray[np.uint8]
 
 _CHANNELS: Final = (1, 2, 3, 4)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image:
+    """The image file at `path`, H x W x 3 uint8 BGR.
+
+    Raises:
+        InputError: it is missing, or not an image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path} is a folder, not an image file" if path.is_dir() else f"no image file at {path}"
+        )
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError(f"{path} is not an image that OpenCV can read")
+    return image  # type: ignore[return-value]
 
 
 def as_image(image: Any) -> Image:

@@ -18,6 +18,7 @@ from .errors import D2FeatError, ModelError, OutOfMemoryError, ProviderError
 from .images import Image
 from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
 from .processor import has_fast_int8, usable_processors
+from .providers import with_options
 
 Provider = str | Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -31,10 +32,6 @@ _NAMES: Final = {"cpu": _CPU, "cuda": "CUDAExecutionProvider", "tensorrt": "Tens
 _LIBRARIES: Final = {
     "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
     "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
-}
-_OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    # EXHAUSTIVE tunes anew at every image size; DEFAULT takes slow algorithms.
-    "CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC"},
 }
 _MOST_ELEMENTS: Final = 1 << 31
 """ONNX Runtime's Resize counts in 32 bits and crashes the interpreter above."""
@@ -116,7 +113,7 @@ class Session:
         height, width = image.shape[:2]
         return OutOfMemoryError(
             f"not enough memory for an image of {width} x {height} at scales {pyramid.tolist()}; "
-            "lower maxEdge, or drop the largest scale"
+            "extract in tiles (tile=1024, or smaller), lower maxEdge, or drop the largest scale"
         )
 
 
@@ -235,7 +232,7 @@ def _provider_list(runtime: Any, provider: Any) -> list[Any]:
         unknown = [name for name, _ in entries if name not in available]
         if unknown:
             raise ProviderError(f"{_why_not(runtime, unknown[0])}; available: {', '.join(available)}")
-        return [(name, options) if options else name for name, options in entries]
+        return [with_options(name, options) for name, options in entries]
     if provider == "auto":
         wanted = [name for name in ("CUDAExecutionProvider", _CPU) if name in available]
     elif provider in _NAMES:
@@ -250,7 +247,7 @@ def _provider_list(runtime: Any, provider: Any) -> list[Any]:
         raise ProviderError(
             f"unknown provider {provider!r}; it is one of {known}, or a list for ONNX Runtime"
         )
-    return [(name, _OPTIONS[name]) if name in _OPTIONS else name for name in wanted]
+    return [with_options(name) for name in wanted]
 
 
 def _why_not(runtime: Any, name: str) -> str:

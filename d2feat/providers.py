@@ -1,0 +1,42 @@
+"""Options of ONNX Runtime's GPU providers, and why they are set so.
+
+What needs no option: an image is uploaded as bytes and only the results come back, N x 515 numbers, for all
+between is one graph. Convolutions of the single-precision model run on tensor cores as TF32 (`use_tf32`, on by
+default: operands with the ten bits of half precision, sums in single precision); the head computes in single
+precision. CUDA graphs cannot hold the graph's loop over scales. Images are not padded to a few sizes: that
+would change what is found near the padding; `D2Feature.warmup` prepares the sizes that will come.
+"""
+
+import contextlib
+from typing import Any
+
+from .model import cache_folder
+
+
+def with_options(name: str, options: dict[str, Any] | None = None) -> str | tuple[str, dict[str, Any]]:
+    """The entry for a provider in ONNX Runtime's list: our options, and over them the caller's."""
+    merged = {**_defaults(name), **(options or {})}
+    return (name, merged) if merged else name
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    if name == "CUDAExecutionProvider":
+        return {
+            # EXHAUSTIVE tunes anew at every image size; DEFAULT takes slow algorithms.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # Otherwise the arena grows by powers of two, and one large image takes up to twice what it needs.
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+    if name == "TensorrtExecutionProvider":
+        # Building an engine takes minutes. Its profile, the sizes that it takes, is cached with it, and
+        # widened by a rebuild when an image lies outside.
+        folder = cache_folder() / "tensorrt"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return {
+                "trt_engine_cache_enable": True,
+                "trt_engine_cache_path": str(folder),
+                "trt_timing_cache_enable": True,
+                "trt_timing_cache_path": str(folder),
+            }
+    return {}

@@ -1,0 +1,129 @@
+"""Many images in a row: files are decoded ahead while the network runs, KeyPoints are built while it runs on.
+
+    decoding (threads)  ->  network (one image at a time)  ->  the caller
+
+Each stage works while the others do; at most `AHEAD` images are under way. The model takes one image, so that
+images of any size may follow each other.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import cv2
+
+from .errors import D2FeatError
+from .features import Features, Floats
+from .images import read_image
+
+AHEAD: Final = 4
+"""Images under way at most: decoded, in the network, or not yet taken by the caller."""
+
+DECODERS: Final = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """What came of one image of a stream.
+
+    Attributes:
+        index: its place in the stream, from 0.
+        source: the path or the image, as it was given.
+        error: why there are no features, or None. Its message names the image.
+    """
+
+    index: int
+    source: Any
+    error: D2FeatError | None
+    _features: Features | None
+
+    @property
+    def name(self) -> str:
+        """The path of the file, or "image" and its place."""
+        return _name(self.index, self.source)
+
+    @property
+    def features(self) -> Features:
+        """Keypoints and descriptors as arrays; raises `error` if there is one."""
+        if self._features is None:
+            assert self.error is not None
+            raise self.error
+        return self._features
+
+    @cached_property
+    def _opencv(self) -> tuple[tuple[cv2.KeyPoint, ...], Floats | None]:
+        return self.features.to_opencv()
+
+    @property
+    def keypoints(self) -> tuple[cv2.KeyPoint, ...]:
+        """As `detectAndCompute` returns them; raises `error` if there is one."""
+        return self._opencv[0]
+
+    @property
+    def descriptors(self) -> Floats | None:
+        """As `detectAndCompute` returns them; raises `error` if there is one."""
+        return self._opencv[1]
+
+
+def stream(
+    extract: Callable[[Any, Any], Features], images: Iterable[Any], masks: Iterable[Any] | None = None
+) -> Iterator[Extraction]:
+    """Extract features of images, in order; see `D2Feature.stream`.
+
+    Args:
+        extract: image and mask to features.
+        images: paths of files, or images; taken one by one, at most `AHEAD` more than were yielded.
+        masks: as many masks, or None.
+    """
+    jobs = iter(((image, None) for image in images) if masks is None else zip(images, masks, strict=True))
+    waiting: deque[Future[Extraction]] = deque()
+    broken: Exception | None = None
+    decoders, network = ThreadPoolExecutor(DECODERS, "d2feat-decode"), ThreadPoolExecutor(1, "d2feat-network")
+    index = 0
+    try:
+        while True:
+            while broken is None and len(waiting) < AHEAD:
+                try:
+                    source, mask = next(jobs)
+                except StopIteration:
+                    break
+                except Exception as error:  # what came before it is still owed
+                    broken = error
+                    break
+                decoded = decoders.submit(_decoded, source)
+                waiting.append(network.submit(_extracted, extract, index, source, decoded, mask))
+                index += 1
+            if not waiting:
+                break
+            yield waiting.popleft().result()
+        if broken is not None:
+            raise broken
+    finally:  # the caller may have stopped early
+        decoders.shutdown(cancel_futures=True)
+        network.shutdown(cancel_futures=True)
+
+
+def _decoded(source: Any) -> Any:
+    return read_image(source) if isinstance(source, (str, os.PathLike)) else source
+
+
+def _extracted(
+    extract: Callable[[Any, Any], Features], index: int, source: Any, decoded: "Future[Any]", mask: Any
+) -> Extraction:
+    try:
+        return Extraction(index, source, None, extract(decoded.result(), mask))
+    except Exception as error:
+        kind = type(error) if isinstance(error, D2FeatError) else D2FeatError
+        message = str(error)
+        name = _name(index, source)
+        named = kind(message if name in message else f"{name}: {message}")
+        named.__cause__ = error
+        return Extraction(index, source, named, None)
+
+
+def _name(index: int, source: Any) -> str:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
