@@ -7,7 +7,8 @@
 
 The folder reads in the direction the data flows: `images` (what callers pass), `model` and `session` (the
 ONNX graph and what runs it), `features` and `keypoints` (arrays and `cv2.KeyPoint` objects), `feature2d`
-(OpenCV's interface around it all), `matching`.
+(OpenCV's interface around it all), `rotations`, `tiles`, `affine` and `stream` (one image as several, and
+several images), `matching`.
 """
 
 try:
@@ -18,6 +19,7 @@ except ImportError as error:
         "pip install 'd2feat[opencv]', or opencv-python-headless on a server"
     ) from error
 
+from .affine import AffineFeature
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
 from .feature2d import MULTISCALE, D2Feature, create
 from .features import Features
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MULTISCALE",
+    "AffineFeature",
     "D2FeatError",
     "D2Feature",
     "Features",

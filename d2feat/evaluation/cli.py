@@ -28,6 +28,7 @@ Models = Annotated[
     list[str] | None, typer.Option(help="a further d2feat model, name or path; may be repeated")
 ]
 Multiscale = Annotated[bool, typer.Option("--multiscale", help="d2feat models on the paper's three scales")]
+Rotations = Annotated[int, typer.Option(help="rotations that d2feat models pool descriptors over")]
 Output = Annotated[
     Path | None, typer.Option("-o", "--out", help="folder for evaluation.json and mma.png; made if missing")
 ]
@@ -42,12 +43,13 @@ def sequences(
     nfeatures: Budget = 2048,
     model: Models = None,
     multiscale: Multiscale = False,
+    rotations: Rotations = 1,
     only: Annotated[str, typer.Option(help="comma-separated names of sequences; all by default")] = "",
     out: Output = None,
 ) -> None:
     """Compare on the sequences in DIR: SEQUENCE/1.ppm to 6.ppm (or any format) and H_1_2 to H_1_6."""
     found = read_sequences(folder, _split(only))
-    _run(found, [*_split(methods), *(model or [])], nfeatures, multiscale, out)
+    _run(found, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
 
 
 @app.command()
@@ -57,20 +59,26 @@ def synthetic(
     nfeatures: Budget = 2048,
     model: Models = None,
     multiscale: Multiscale = False,
+    rotations: Rotations = 1,
     count: Annotated[int, typer.Option(min=1, help="photographs to take")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the choice and of all changes")] = 0,
     out: Output = None,
 ) -> None:
     """Compare on sequences made from PHOTOS, with exact truth: change of light (i_) and of viewpoint (v_)."""
     made = make_sequences(photos, count, seed)
-    _run(made, [*_split(methods), *(model or [])], nfeatures, multiscale, out)
+    _run(made, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
 
 
 def _run(
-    found: list[ImageSequence], names: list[str], nfeatures: int, multiscale: bool, out: Path | None
+    found: list[ImageSequence],
+    names: list[str],
+    nfeatures: int,
+    multiscale: bool,
+    rotations: int,
+    out: Path | None,
 ) -> None:
     console = Console(highlight=False)
-    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,))
+    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,), rotations)
     for name, reason in skipped.items():
         console.print(f"{name} is left out: {reason}", markup=False)
     if not methods:

@@ -39,14 +39,14 @@ class Method:
 
 
 def open_methods(
-    names: Iterable[str], nfeatures: int, scales: Sequence[float] = (1.0,)
+    names: Iterable[str], nfeatures: int, scales: Sequence[float] = (1.0,), rotations: int = 1
 ) -> tuple[list[Method], dict[str, str]]:
     """Methods by name, and the reason for each that this OpenCV lacks.
 
     Args:
         names: "sift", "rootsift", "orb", "akaze"; any other is the name or path of a d2feat model.
         nfeatures: features that each method may give an image, best by response; 0 for all.
-        scales: pyramid of the d2feat models.
+        scales, rotations: of the d2feat models, see `d2feat.create`.
 
     Raises:
         ModelError: there is no such model.
@@ -57,8 +57,10 @@ def open_methods(
         if name not in _CV2:
             label = Path(name).stem if name.endswith(".onnx") else name
             label += " multi-scale" if len(scales) > 1 else ""
+            label += f" {rotations} rotations" if rotations > 1 else ""
             label = name if label in (method.name for method in methods) else label
-            methods.append(d2feat_method(create(nfeatures, scales=scales, model=name), label))
+            detector = create(nfeatures, scales=scales, model=name, rotations=rotations)
+            methods.append(d2feat_method(detector, label))
         elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):
             skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
         else:

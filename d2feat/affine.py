@@ -1,0 +1,143 @@
+"""Features of simulated views of a plane, for strong tilts: ASIFT (Morel and Yu, SIAM J. Imaging 2009).
+
+`cv2.AffineFeature` takes detectors of C++ only; this one takes those of `d2feat.create`, with its parameters.
+"""
+
+import math
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+from .feature2d import D2Feature, KeyPoints
+from .features import Features, Floats
+from .images import Image, as_image, as_mask
+from .rotations import rotate
+
+BLUR = 0.8
+"""Sigma, px, before a shrinking by t along one axis: this times sqrt(t^2 - 1) (Morel and Yu, section 3)."""
+
+
+class View(NamedTuple):
+    """A simulated view: the image turned by `roll` degrees, then shrunk along x by `tilt`."""
+
+    tilt: float
+    roll: float
+
+
+class AffineFeature:
+    """Detect and describe in simulated views, and gather what they give.
+
+    The defaults make 1 + 4 + 5 + 8 + 10 + 15 = 43 views, of about 22 times the image's pixels, and cost
+    accordingly; maxTilt=2 makes 10 views. Each gives up to the detector's nfeatures; a place seen in several views gives several features, so mutual matches
+    (`d2feat.match`) suit better than a ratio test.
+
+    Args:
+        backend: detector of `d2feat.create`.
+        maxTilt, minTilt: the tilts are tiltStep^n for minTilt <= n <= maxTilt.
+        tiltStep: ratio of successive tilts.
+        rotateStepBase: degrees between the views of a tilt, times the tilt.
+    """
+
+    def __init__(
+        self,
+        backend: D2Feature,
+        maxTilt: int = 5,
+        minTilt: int = 0,
+        tiltStep: float = math.sqrt(2),
+        rotateStepBase: float = 72.0,
+    ) -> None:
+        if type(backend) is not D2Feature:
+            raise InputError(f"AffineFeature takes a detector of d2feat.create, not {type(backend).__name__}")
+        if not 0 <= minTilt <= maxTilt:
+            raise InputError(f"0 <= minTilt <= maxTilt must hold, not {minTilt} and {maxTilt}")
+        if not (tiltStep > 1 and 0 < rotateStepBase <= 360):
+            raise InputError("tiltStep must be above 1 and rotateStepBase in (0, 360]")
+        tilts = [tiltStep**n for n in range(minTilt, maxTilt + 1)]
+        views = (_rolls(tilt, rotateStepBase) for tilt in tilts)
+        self.backend = backend
+        self.views = tuple(chain.from_iterable(views))
+
+    # As for D2Feature: isinstance(x, cv2.Feature2D) holds, without the crash of a real subclass.
+    __class__ = property(lambda self: cv2.Feature2D)  # type: ignore[assignment]
+
+    def extract(self, image: Any, mask: Any = None) -> Features:
+        """Features of all views as arrays, in pixels of the image, best first."""
+        pixels = as_image(image)
+        allowed = as_mask(mask, pixels.shape[:2])
+        parts = [self._extract_view(pixels, allowed, view) for view in self.views]
+        scores = np.concatenate([part.scores for part in parts])
+        best = np.argsort(-scores, kind="stable")
+        return Features(
+            np.concatenate([part.keypoints for part in parts])[best],
+            scores[best],
+            np.concatenate([part.scales for part in parts])[best],
+            np.concatenate([part.descriptors for part in parts])[best],
+            (pixels.shape[1], pixels.shape[0]),
+        )
+
+    def detectAndCompute(
+        self, image: Any, mask: Any = None, descriptors: Any = None, useProvidedKeypoints: bool = False
+    ) -> tuple[KeyPoints, Floats | None]:
+        """Keypoints and descriptors of all views, as `D2Feature.detectAndCompute` returns them."""
+        if useProvidedKeypoints:
+            raise InputError("AffineFeature detects its own keypoints")
+        return self.extract(image, mask).to_opencv()
+
+    def detect(self, image: Any, mask: Any = None) -> KeyPoints:
+        """Keypoints of all views."""
+        return self.extract(image, mask).to_keypoints()
+
+    def descriptorSize(self) -> int:
+        """Elements of a descriptor."""
+        return self.backend.descriptorSize()
+
+    def descriptorType(self) -> int:
+        """`cv2.CV_32F`."""
+        return self.backend.descriptorType()
+
+    def defaultNorm(self) -> int:
+        """`cv2.NORM_L2`."""
+        return self.backend.defaultNorm()
+
+    def _extract_view(self, image: Image, mask: npt.NDArray[np.bool_] | None, view: View) -> Features:
+        picture, matrix = simulate(image, view)
+        found = self.backend.extract(picture)
+        back: Any = cv2.invertAffineTransform(matrix)
+        keypoints = (found.keypoints @ back[:, :2].T + back[:, 2]).astype(np.float32)
+        size = image.shape[1], image.shape[0]
+        scales = found.scales * np.float32(math.sqrt(abs(np.linalg.det(back[:, :2]))))
+        placed = replace(found, keypoints=keypoints, scales=scales, image_size=size)
+        column, row = np.rint(keypoints).astype(np.int64).T
+        # Beyond the image a view shows its reflection.
+        inside = (column >= 0) & (column < size[0]) & (row >= 0) & (row < size[1])
+        if mask is not None:
+            inside &= mask[row.clip(0, size[1] - 1), column.clip(0, size[0] - 1)]
+        return placed[inside]
+
+
+def simulate(image: Image, view: View) -> tuple[Image, npt.NDArray[np.float64]]:
+    """The picture of a view, and the 2 x 3 map of the image's pixels to its pixels."""
+    turned, matrix = (image, np.eye(2, 3)) if view.roll == 0 else rotate(image, view.roll)
+    if view.tilt == 1:
+        return turned, matrix
+    height, width = turned.shape[:2]
+    narrow = max(1, round(width / view.tilt))
+    sigma = BLUR * math.sqrt(view.tilt**2 - 1)
+    blurred = cv2.GaussianBlur(turned, (0, 0), sigmaX=sigma, sigmaY=0.01)
+    picture = cv2.resize(blurred, (narrow, height), interpolation=cv2.INTER_LINEAR)
+    matrix[:, 2] += 0.5
+    matrix[0] *= narrow / width
+    matrix[:, 2] -= 0.5
+    return picture, matrix  # type: ignore[return-value]
+
+
+def _rolls(tilt: float, base: float) -> list[View]:
+    """The views of one tilt; an untilted one is the image itself."""
+    step = base / tilt
+    count = 1 if tilt == 1 else math.ceil(180 / step - 1e-6)
+    return [View(tilt, i * step) for i in range(count)]

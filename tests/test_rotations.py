@@ -1,0 +1,160 @@
+"""Descriptors pooled over rotations, and features of simulated views."""
+
+import cv2
+import numpy as np
+import pytest
+
+import d2feat
+from d2feat.affine import View, simulate
+from d2feat.rotations import rotate
+
+from .conftest import create, photograph
+
+QUARTER = np.array([[0, 1], [-1, 0]], np.float32)
+"""(x, y) to (y, -x): where a quarter turn counter-clockwise takes a direction."""
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return photograph("astronaut", (240, 200))
+
+
+def turned_points(points: np.ndarray, width: int) -> np.ndarray:
+    return (points @ QUARTER.T + (0, width - 1)).astype(np.float32)
+
+
+def _disc(picture: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre of mass of what is white about the expected place (its reflections lie elsewhere), and that."""
+    y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
+    near = np.hypot(x - expected[0], y - expected[1]) < 14
+    weight = np.where(near, picture[..., 0], 0).astype(float)
+    return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum(), expected
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 180, 225, 270])
+def test_a_turned_pixel_lies_where_the_map_says(degrees: float) -> None:
+    image = np.zeros((61, 83, 3), np.uint8)
+    cv2.circle(image, (50, 20), 4, (255, 255, 255), -1)
+    turned, matrix = rotate(image, degrees)
+    np.testing.assert_allclose(*_disc(turned, matrix @ (50, 20, 1)), atol=0.3)
+    corners = np.array([[0, 0, 1], [82, 0, 1], [0, 60, 1], [82, 60, 1]]) @ matrix.T
+    assert corners.min() > -1
+    assert (corners < np.array(turned.shape[1::-1])).all()
+
+
+def test_quarter_turns_of_the_image_leave_the_descriptors_as_they_are(picture: np.ndarray) -> None:
+    detector = create(nfeatures=40, rotations=4)
+    features = detector.extract(picture)
+    turned = np.ascontiguousarray(np.rot90(picture))
+    points = np.column_stack([turned_points(features.keypoints, picture.shape[1]), features.scales])
+    np.testing.assert_allclose(detector.describe(turned, points), features.descriptors, atol=2e-3)
+    upright = create(nfeatures=40)
+    changed = np.sum(upright.describe(turned, points) * upright.extract(picture).descriptors, axis=1)
+    assert np.median(changed) < 0.9, "upright descriptors are others after a quarter turn"
+
+
+def test_only_descriptors_change(picture: np.ndarray) -> None:
+    upright, pooled = (
+        create(nfeatures=30).extract(picture),
+        create(nfeatures=30, rotations=2).extract(picture),
+    )
+    np.testing.assert_array_equal(pooled.keypoints, upright.keypoints)
+    np.testing.assert_array_equal(pooled.scores, upright.scores)
+    np.testing.assert_allclose(np.linalg.norm(pooled.descriptors, axis=1), 1, atol=1e-5)
+    assert (pooled.descriptors >= 0).all()
+
+
+def test_compute_gives_what_detect_and_compute_does(picture: np.ndarray) -> None:
+    detector = create(nfeatures=30, rotations=3)
+    keypoints, descriptors = detector.detectAndCompute(picture)
+    np.testing.assert_allclose(detector.compute(picture, keypoints)[1], descriptors, atol=1e-4)
+
+
+def test_a_scene_turned_by_any_angle_is_matched(picture: np.ndarray) -> None:
+    turned, matrix = rotate(picture, 100)
+    right = []
+    for rotations in (1, 4):
+        detector = create(nfeatures=300, rotations=rotations)
+        one, two = detector.extract(picture), detector.extract(turned)
+        matches = d2feat.match(one.descriptors, two.descriptors)
+        pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
+        there = one.keypoints[pairs[:, 0]] @ matrix[:, :2].T + matrix[:, 2]
+        right.append(int((np.linalg.norm(there - two.keypoints[pairs[:, 1]], axis=1) < 3).sum()))
+    assert right[1] > 50
+    assert right[1] > 3 * right[0]
+
+
+def test_tiles_and_small_images_are_pooled_too(picture: np.ndarray) -> None:
+    whole = create(rotations=2, maxEdge=120)
+    assert len(whole.extract(picture)) > 10
+    assert create(rotations=2).extract(np.zeros((9, 9), np.uint8)).descriptors.shape == (0, 512)
+    big = np.tile(picture, (2, 2, 1))
+    found = create(rotations=2, tile=320).extract(big)
+    one_piece = create(rotations=2).extract(big)
+    assert abs(len(found) - len(one_piece)) < 0.02 * len(one_piece)
+
+
+@pytest.mark.parametrize("count", [0, -1, 361, 1.5, "4"])
+def test_a_senseless_number_of_rotations_is_refused(count: object) -> None:
+    with pytest.raises(d2feat.InputError, match="rotations"):
+        create(rotations=count)
+
+
+def test_rotations_are_kept_by_copies_and_files(tmp_path: object) -> None:
+    import copy
+
+    detector = create(rotations=4)
+    assert copy.copy(detector).getRotations() == 4
+    assert "rotations=4" in repr(detector)
+    path = str(tmp_path / "parameters.yml")  # type: ignore[operator]
+    detector.save(path)
+    other = create()
+    other.read(path)
+    assert other.getRotations() == 4
+
+
+# Simulated views
+
+
+@pytest.mark.parametrize("view", [View(1, 0), View(2, 0), View(2, 50), View(1.4, 120)])
+def test_a_simulated_pixel_lies_where_the_map_says(view: View) -> None:
+    image = np.zeros((121, 163, 3), np.uint8)
+    cv2.circle(image, (100, 40), 8, (255, 255, 255), -1)
+    picture, matrix = simulate(image, view)
+    np.testing.assert_allclose(*_disc(picture, matrix @ (100, 40, 1)), atol=0.3)
+
+
+def test_simulated_views_match_a_strong_tilt(picture: np.ndarray) -> None:
+    tilted, matrix = simulate(cv2.resize(picture, (480, 400)), View(4, 45))
+    small = cv2.resize(picture, (480, 400))
+    right = []
+    for detector in (
+        create(nfeatures=200),
+        d2feat.AffineFeature(create(nfeatures=200), maxTilt=4, minTilt=3),
+    ):
+        one, two = detector.extract(small), create(nfeatures=200).extract(tilted)
+        matches = d2feat.match(one.descriptors, two.descriptors)
+        pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
+        there = one.keypoints[pairs[:, 0]] @ matrix[:, :2].T + matrix[:, 2]
+        right.append(int((np.linalg.norm(there - two.keypoints[pairs[:, 1]], axis=1) < 3).sum()))
+    assert right[1] > 30
+    assert right[1] > 2 * right[0]
+
+
+def test_simulated_views_have_the_contract_of_a_feature2d(picture: np.ndarray) -> None:
+    affine = d2feat.AffineFeature(create(nfeatures=50), maxTilt=1)
+    assert isinstance(affine, cv2.Feature2D)
+    assert len(affine.views) == 5
+    mask = np.zeros(picture.shape[:2], np.uint8)
+    mask[:, :100] = 1
+    keypoints, descriptors = affine.detectAndCompute(picture, mask)
+    assert descriptors.shape == (len(keypoints), affine.descriptorSize())
+    assert descriptors.dtype == np.float32
+    assert 0 < max(keypoint.pt[0] for keypoint in keypoints) < 100
+    responses = [keypoint.response for keypoint in keypoints]
+    assert responses == sorted(responses, reverse=True)
+    assert affine.detectAndCompute(np.zeros((64, 64), np.uint8), None) == ((), None)
+    with pytest.raises(d2feat.InputError, match=r"d2feat\.create"):
+        d2feat.AffineFeature(cv2.ORB_create())
+    with pytest.raises(d2feat.InputError, match="minTilt"):
+        d2feat.AffineFeature(create(), maxTilt=1, minTilt=2)
