@@ -33,8 +33,8 @@ class AffineFeature:
     """Detect and describe in simulated views, and gather what they give.
 
     The defaults make 1 + 4 + 5 + 8 + 10 + 15 = 43 views, of about 22 times the image's pixels, and cost
-    accordingly; maxTilt=2 makes 10 views. Each gives up to the detector's nfeatures; a place seen in several views gives several features, so mutual matches
-    (`d2feat.match`) suit better than a ratio test.
+    accordingly; maxTilt=2 makes 10 views. Each gives up to the detector's nfeatures; a place seen in several
+    views gives several features, so mutual matches (`d2feat.match`) suit better than a ratio test.
 
     Args:
         backend: detector of `d2feat.create`.
