@@ -183,30 +183,31 @@ def workers_of_ray(kind: str) -> list[int]:
 
 @ray_wanted
 def test_ray_gives_the_same_though_a_worker_is_killed(folder: Path, tmp_path: Path) -> None:
-    for i in range(40):
-        cv2.imwrite(str(folder / f"more{i:02}.png"), photograph("coffee", (240 + i, 160)))
+    for i in range(30):
+        cv2.imwrite(str(folder / f"more{i:02}.png"), photograph("coffee", (100 + i, 70)))
     (folder / "broken.jpg").unlink()
     local, out = tmp_path / "local.h5", tmp_path / "ray.h5"
     assert invoke("extract", folder, "-o", local, *COMMAND).exit_code == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "d2feat", "extract", folder, "-o", out, *COMMAND, "--engine", "ray"],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
     seen: set[int] = set()
     while len(list(parts_folder(out).glob("*.h5"))) < 6:
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         seen |= set(workers_of_ray("PartWriter"))
         time.sleep(0.1)
     assert len(seen) == 2
     victim = seen.pop()
     os.kill(victim, signal.SIGKILL)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     with open_hdf5(local) as one, open_hdf5(out) as other:
         assert image_names(one) == image_names(other)
-        assert len(image_names(one)) == 45
+        assert len(image_names(one)) == 35
         for name in image_names(one):
             # Another number of threads may round otherwise.
             assert_same_features(

@@ -69,7 +69,9 @@ def extract_ray(
 ) -> Iterator[tuple[str, str | None]]:
     """Extract images into parts, in a folder that all machines share; yields as `extract_local` does."""
     arguments = [detector, str(folder.resolve()), settings]
-    done = _dataset(images).map_batches(PartWriter, fn_constructor_args=arguments, **_pool(workers, gpus))
+    done = _dataset(images, workers).map_batches(
+        PartWriter, fn_constructor_args=arguments, **_pool(workers, gpus)
+    )
     for row in done.iter_rows():
         yield row["name"], row["error"] or None
 
@@ -78,7 +80,9 @@ def extract_parquet(
     detector: D2Feature, images: dict[str, Path], out: Path, workers: int, gpus: float
 ) -> list[tuple[str, str]]:
     """Extract images into a folder of Parquet files; returns the names of those that failed, and why."""
-    rows = _dataset(images).map_batches(RowMaker, fn_constructor_args=[detector], **_pool(workers, gpus))
+    rows = _dataset(images, workers).map_batches(
+        RowMaker, fn_constructor_args=[detector], **_pool(workers, gpus)
+    )
     rows.write_parquet(str(out.resolve()), mode="overwrite")
     import pyarrow.parquet as pq
 
@@ -86,15 +90,21 @@ def extract_parquet(
     return [(row["name"], row["error"]) for row in table if row["error"]]
 
 
-def _dataset(images: dict[str, Path]) -> Any:
+def _dataset(images: dict[str, Path], workers: int) -> Any:
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise D2FeatError(f"Ray cannot be imported ({error}); pip install 'd2feat[ray]'") from error
     if not ray.is_initialized():
-        # The cluster of RAY_ADDRESS, or one on this machine.
-        ray.init(log_to_driver=False, configure_logging=False)
+        # The cluster of RAY_ADDRESS, or one here: a processor an actor, and one for Ray's own tasks.
+        here: dict[str, Any] = (
+            {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers + 1, "include_dashboard": False}
+        )
+        try:
+            ray.init(log_to_driver=False, configure_logging=False, **here)
+        except Exception as error:
+            raise D2FeatError(f"Ray cannot be started: {error}") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"name": name, "path": os.fspath(path.resolve())} for name, path in images.items()]
     return ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // BATCH)))
