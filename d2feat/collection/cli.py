@@ -31,11 +31,11 @@ class Rate(ProgressColumn):
     """Steps a second."""
 
     def render(self, task: Task) -> Text:
-        """The rate over the last steps."""
-        speed = task.finished_speed or task.speed
-        return Text(
-            "" if speed is None else f"{speed:.2g} a second" if speed < 100 else f"{speed:.0f} a second"
-        )
+        """The mean rate so far."""
+        if not task.elapsed:
+            return Text("")
+        rate = task.completed / task.elapsed
+        return Text(f"{rate:.2g} a second" if rate < 100 else f"{rate:.0f} a second")
 
 
 console = Console(highlight=False)
