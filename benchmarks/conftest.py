@@ -1,32 +1,86 @@
-"""The table of ratios that a benchmark run ends with."""
+"""Pictures and entrants that the benchmarks share, and the tables that a run ends with."""
 
+from collections.abc import Callable
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
-from rich.console import Console
-from rich.table import Table
+
+import d2feat
+from d2feat.model import OFFICIAL
+from d2feat.processor import usable_processors
+from export.photographs import shipped_photographs
+
+from .report import print_tables
+
+Run = Callable[[], Any]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for what takes long."""
+    parser.addoption(
+        "--heavy", action="store_true", help="large images at several scales, 2000 images in a row"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it is asked for."""
+    if not config.getoption("--heavy"):
+        for item in items:
+            if "heavy" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="only with --heavy"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", "heavy: takes minutes; run with --heavy")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print ours, the other, and the ratio of every comparison of the run."""
+    """Print what was measured."""
     session = getattr(config, "_benchmarksession", None)
-    compared = [b for b in getattr(session, "benchmarks", []) if "ratio" in b.extra_info]
-    if not compared:
-        return
-    table = Table(
-        "what", "ours, ms", "compared with", "ms", "times faster", "floor, ms", title="Medians of one run"
-    )
-    for bench in compared:
-        info = bench.extra_info
-        floor = f"{1000 * info['floor s']:.0f}" if "floor s" in info else ""
-        times = f"{1000 * bench.stats.median:.1f}", f"{1000 * info['other median s']:.1f}"
-        table.add_row(
-            bench.name.removeprefix("test_").replace("_", " "),
-            times[0],
-            info["compared with"],
-            times[1],
-            f"{info['ratio']:.2f}",
-            floor,
-        )
+    found = [{"name": b.name, **b.extra_info} for b in getattr(session, "benchmarks", []) if b.extra_info]
     terminalreporter.write_line("")
-    Console(width=150).print(table)
+    print_tables(found)
+
+
+@pytest.fixture(scope="session")
+def models() -> list[str]:
+    """The models that come with the package or are at hand, but for the original authors'."""
+    return [name for name in d2feat.available_models() if name not in OFFICIAL]
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[[int, int], np.ndarray]:
+    """A photograph of scikit-image at any (width, height)."""
+    whole = shipped_photographs(("motorcycle",))["motorcycle"]
+    return lambda width, height: cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[np.ndarray, tuple[float, ...]], Any]:
+    """The literal D2-Net in PyTorch: upstream's algorithm, dense on all channels."""
+    import onnx
+    import torch
+
+    from d2feat.model import find_model
+    from export.checkpoint import network_weights
+    from tests.reference import extract
+
+    torch.set_num_threads(usable_processors())
+    weights = network_weights(onnx.load(find_model("d2net")))
+    return lambda image, scales: extract(
+        image, weights, head="paper", descriptor_relu=True, coordinates="upstream", scales=scales
+    )
+
+
+@pytest.fixture(scope="session")
+def opencv() -> dict[str, Any]:
+    """OpenCV's own detectors, as far as this OpenCV has them, at 2048 features where they can be limited."""
+    makers = {"SIFT": {"nfeatures": 2048}, "ORB": {"nfeatures": 2048}, "AKAZE": {}}
+    return {
+        name: getattr(cv2, f"{name}_create")(**options)
+        for name, options in makers.items()
+        if hasattr(cv2, f"{name}_create")
+    }

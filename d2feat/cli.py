@@ -12,6 +12,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from . import MULTISCALE, __version__, available_models, create
+from .collection.cli import extract
 from .errors import InputError
 from .evaluation.cli import app as evaluation
 from .images import read_image
@@ -60,6 +61,7 @@ app = typer.Typer(
     help="D2-Net local features for OpenCV: match images, see the demo, examine this installation.",
 )
 app.add_typer(evaluation, name="eval")
+app.command()(extract)
 console = Console(highlight=False)
 
 NFeatures = Annotated[

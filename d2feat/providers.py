@@ -1,10 +1,10 @@
 """Options of ONNX Runtime's GPU providers, and why they are set so.
 
 What needs no option: an image is uploaded as bytes and only the results come back, N x 515 numbers, for all
-between is one graph. Convolutions of the single-precision model run on tensor cores as TF32 (`use_tf32`, on by
-default: operands with the ten bits of half precision, sums in single precision); the head computes in single
-precision. CUDA graphs cannot hold the graph's loop over scales. Images are not padded to a few sizes: that
-would change what is found near the padding; `D2Feature.warmup` prepares the sizes that will come.
+between is one graph. Convolutions of the single-precision model run on tensor cores as TF32 (`use_tf32`, on
+by default: operands with the ten bits of half precision, sums in single precision); the head computes in
+single precision. CUDA graphs cannot hold the graph's loop over scales. Images are not padded to a few sizes:
+that would change what is found near the padding; `D2Feature.warmup` prepares the sizes that will come.
 """
 
 import contextlib

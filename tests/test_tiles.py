@@ -1,5 +1,6 @@
 """Large images in tiles: the same features as in one piece, in bounded memory."""
 
+import pickle
 from pathlib import Path
 
 import cv2
@@ -149,3 +150,13 @@ def test_too_small_a_tile_is_an_error() -> None:
     detector.setTile(0)
     detector.setScales(d2feat.MULTISCALE)
     assert "tile" not in repr(detector)
+
+
+def test_copies_and_files_keep_the_tile(tmp_path: Path) -> None:
+    detector = create(tile=300)
+    assert pickle.loads(pickle.dumps(detector)).getTile() == 300
+    detector.save(str(tmp_path / "d2.yml"))
+    other = create()
+    other.read(str(tmp_path / "d2.yml"))
+    assert other.getTile() == 300
+    assert "tile=300" in repr(other)

@@ -1,0 +1,74 @@
+"""One detector in a process of its own: how long until its first result, and how much memory at most.
+
+``python -m benchmarks.child METHOD WIDTH HEIGHT TILE IMAGES`` prints JSON.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+
+def measure(method: str, width: int, height: int, tile: int = 0, images: int = 1) -> dict[str, float]:
+    """Run the method on images of one size in a new process.
+
+    Returns:
+        ``start``: seconds from the start of Python's first line to the first result;
+        ``peak``: bytes of memory at most; ``imported``: at most until all was imported.
+    """
+    command = [sys.executable, "-m", "benchmarks.child", method, *map(str, (width, height, tile, images))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def _peak() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _main(method: str, width: int, height: int, tile: int, images: int) -> None:
+    start = time.perf_counter()
+    import cv2
+    import numpy as np
+
+    # No photograph, so that nothing but the detector is loaded: blurred noise is full of keypoints.
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 3)
+    run: Any
+    if method in ("SIFT", "ORB", "AKAZE"):
+        detector = getattr(cv2, f"{method}_create")()
+        imported = _peak()
+
+        def run() -> None:
+            detector.detectAndCompute(image, None)
+    elif method == "literal D2-Net":
+        import onnx
+
+        from d2feat.model import find_model
+        from export.checkpoint import network_weights
+        from tests.reference import extract
+
+        weights = network_weights(onnx.load(find_model("d2net")))
+        imported = _peak()
+
+        def run() -> None:
+            extract(image, weights, head="paper", descriptor_relu=True)
+    else:
+        import d2feat
+
+        imported = _peak()
+        ours = d2feat.create(model=method, provider="cpu", tile=tile)
+
+        def run() -> None:
+            ours.detectAndCompute(image)
+
+    run()
+    first = time.perf_counter() - start
+    for _ in range(images - 1):
+        run()
+    print(json.dumps({"start": first, "peak": _peak(), "imported": imported}))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,86 @@
+"""What the network's multiplications alone would take at this machine's peak rate of matrix products."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from d2feat.processor import usable_processors
+
+SIDE: Final = 2048
+RUNS: Final = 10
+
+_STRIDES: Final = {"0": 1, "2": 1, "5": 2, "7": 2, "10": 4, "12": 4, "14": 4, "17": 4, "19": 4, "21": 4}
+_FINE_STRIDES: Final = {"a": 1, "b": 2, "c": 1}
+
+
+def floor_seconds(model: Path, width: int, height: int, scales: tuple[float, ...]) -> float:
+    """Time of the multiplications of all levels, each at the peak rate of its precision."""
+    pixels = width * height * sum(scale**2 for scale in scales)
+    return sum(
+        multiplications * pixels / (int8_rate() if is_int8 else fp32_rate())
+        for multiplications, is_int8 in _layers(model)
+    )
+
+
+@cache
+def fp32_rate() -> float:
+    """Multiplications a second of the best of several large matrix products in single precision."""
+    a = np.random.default_rng(0).standard_normal((SIDE, SIDE)).astype(np.float32)
+    return _rate(lambda: a @ a)
+
+
+@cache
+def int8_rate() -> float:
+    """The same of bytes, as ONNX Runtime multiplies them."""
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-127, 128, (SIDE, SIDE), np.int8)
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["c"])
+    values = [
+        helper.make_tensor_value_info(name, kind, [SIDE, SIDE])
+        for name, kind in [("a", TensorProto.UINT8), ("c", TensorProto.INT32)]
+    ]
+    constant = numpy_helper.from_array(weights, "b")
+    graph = helper.make_graph([node], "product", values[:1], values[1:], [constant])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_processors()
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    a = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
+    return _rate(lambda: session.run(None, {"a": a}))
+
+
+def _rate(product: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - start)
+    return float(SIDE**3 / min(times))
+
+
+@cache
+def _layers(model: Path) -> tuple[tuple[float, bool], ...]:
+    return tuple(_read_layers(model))
+
+
+def _read_layers(model: Path) -> Iterator[tuple[float, bool]]:
+    """Of every convolution of a level: multiplications a pixel, and whether they are of bytes."""
+    graph = onnx.load(model).graph
+    body = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
+    for tensor in body.initializer:
+        name = re.search(r"(?:model\.(\d+)|fine\.([abc]))\.weight", tensor.name)
+        if name is None or len(tensor.dims) != 4:
+            continue
+        stride = _STRIDES[name[1]] if name[1] else _FINE_STRIDES[name[2]]
+        is_int8 = tensor.data_type in (TensorProto.INT8, TensorProto.UINT8)
+        yield float(np.prod(tensor.dims)) / stride**2, is_int8

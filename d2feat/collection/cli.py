@@ -1,0 +1,173 @@
+"""``d2feat extract``: features, and matches, of whole collections of images."""
+
+import shutil
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+from ..errors import InputError
+from ..feature2d import MULTISCALE, D2Feature
+from ..model import DEFAULT
+from .local import extract_local
+from .names import find_images
+from .pairs import match_pairs, read_pairs
+from .parts import join_parts, parts_folder, still_to_do
+
+
+class Engine(StrEnum):
+    """Who does the work."""
+
+    local = "local"
+    ray = "ray"
+
+
+class Rate(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        """The mean rate so far."""
+        if not task.elapsed:
+            return Text("")
+        rate = task.completed / task.elapsed
+        return Text(f"{rate:.2g} a second" if rate < 100 else f"{rate:.0f} a second")
+
+
+console = Console(highlight=False)
+
+
+def extract(
+    sources: Annotated[
+        list[Path], typer.Argument(help="images, folders of images, or .txt files with a path a line")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="file.h5, or with Ray folder.parquet")] = Path(
+        "features.h5"
+    ),
+    nfeatures: Annotated[int, typer.Option(min=0, help="keep at most so many features an image")] = 2048,
+    model: Annotated[str, typer.Option(help="name of a model, or path of an .onnx file")] = DEFAULT,
+    multiscale: Annotated[bool, typer.Option("--multiscale", help="scales 0.5, 1, 2")] = False,
+    max_edge: Annotated[int, typer.Option(help="make larger images smaller first; 0: no limit")] = 1600,
+    tile: Annotated[int, typer.Option(help="extract larger images in tiles, at full resolution")] = 0,
+    provider: Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")] = "auto",
+    match: Annotated[
+        str, typer.Option(metavar="PAIRS", help="match, too: a file with two names a line, or: all")
+    ] = "",
+    engine: Annotated[Engine, typer.Option(help="on this machine, or on a Ray cluster")] = Engine.local,
+    workers: Annotated[int, typer.Option(min=1, help="Ray: actors, each with a model")] = 2,
+    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs an actor")] = 0,
+) -> None:
+    """Extract the features of many images into one file, in hloc's layout.
+
+    The same command again goes on where it was stopped or killed, and takes images that are new.
+    Images that cannot be read are reported and skipped; the exit code is then 1.
+    """
+    images = find_images(sources)
+    parquet = out.suffix == ".parquet"
+    if not parquet and out.suffix not in (".h5", ".hdf5"):
+        raise InputError(f"cannot write {out}: its ending is none of .h5, .hdf5 and .parquet")
+    if parquet and (engine is Engine.local or match):
+        raise InputError("Parquet is written with --engine ray, and without --match")
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"cannot write {out}: there is no folder {out.resolve().parent}")
+    detector = D2Feature(
+        nfeatures,
+        scales=MULTISCALE if multiscale else (1.0,),
+        maxEdge=max_edge,
+        maxSumEdges=max_edge * 7 // 4,  # as create() has them
+        model=model,
+        provider=provider,
+        # An actor is promised one processor.
+        threads=1 if engine is Engine.ray else 0,
+        tile=tile,
+    )
+    if parquet:
+        failed = _to_parquet(detector, images, out, workers, gpus)
+    else:
+        failed = _to_hdf5(detector, images, out, engine, workers, gpus)
+    for name, why in failed:
+        console.print(f"[red]skipped[/red] {name}: {why}", soft_wrap=True, style=None)
+    if match:
+        pairs = read_pairs(match, out)
+        matches = out.with_name(f"{out.stem}-matches{out.suffix}")
+        with _progress() as progress:
+            task = progress.add_task("matching", total=len(pairs))
+            for done in match_pairs(pairs, out, matches):
+                progress.advance(task, done)
+        console.print(f"wrote {matches}: {len(pairs)} pairs", soft_wrap=True, markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _to_hdf5(
+    detector: D2Feature, images: dict[str, Path], out: Path, engine: Engine, workers: int, gpus: float
+) -> list[tuple[str, str]]:
+    settings, folder = _settings(detector), parts_folder(out)
+    todo = {name: images[name] for name in still_to_do(out, images, settings)}
+    folder.mkdir(exist_ok=True)
+    results: Iterable[tuple[str, str | None]]
+    if not todo:
+        results = ()
+    elif engine is Engine.ray:
+        from .ray_engine import extract_ray
+
+        results = extract_ray(detector, todo, folder, settings, workers, gpus)
+    else:
+        results = extract_local(detector, todo, folder, settings)
+    failed = []
+    with _progress() as progress:
+        task = progress.add_task("extracting", total=len(todo))
+        for name, why in results:
+            progress.advance(task)
+            if why is not None:
+                failed.append((name, why))
+    held = join_parts(out, images)
+    console.print(
+        f"{len(todo) - len(failed)} of {len(images)} images extracted, "
+        f"{len(images) - len(todo)} were done; {out} holds {held}",
+        soft_wrap=True,
+        markup=False,
+    )
+    return failed
+
+
+def _to_parquet(
+    detector: D2Feature, images: dict[str, Path], out: Path, workers: int, gpus: float
+) -> list[tuple[str, str]]:
+    from .ray_engine import extract_parquet
+
+    if out.exists():
+        raise InputError(f"{out} is there already; choose another -o, or remove it")
+    try:
+        with console.status("extracting"):
+            failed = extract_parquet(detector, images, out, workers, gpus)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    console.print(f"wrote {out}: {len(images) - len(failed)} images", soft_wrap=True, markup=False)
+    return failed
+
+
+def _settings(detector: D2Feature) -> str:
+    """How features are made, whatever the number of threads and the provider."""
+    info = detector._session.info
+    return (
+        f"model {info.name} {info.version} ({info.weights_sha256[:12]}), "
+        f"nfeatures {detector.getNFeatures()}, scales {detector.getScales()}, "
+        f"maxEdge {detector.getMaxEdge()}, maxSumEdges {detector.getMaxSumEdges()}, tile {detector.getTile()}"
+    )
+
+
+def _progress() -> Progress:
+    return Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=console,
+    )

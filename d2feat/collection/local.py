@@ -1,0 +1,19 @@
+"""The work on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..feature2d import D2Feature
+from .parts import write_part
+
+
+def extract_local(
+    detector: D2Feature, images: dict[str, Path], folder: Path, settings: str
+) -> Iterator[tuple[str, str | None]]:
+    """Extract images into parts; yields each one's name when it is done, and what was wrong or None."""
+    names = list(images)
+    for found in detector.stream(images.values()):
+        name = names[found.index]
+        if found.error is None:
+            write_part(folder, name, found.features, settings)
+        yield name, None if found.error is None else str(found.error)

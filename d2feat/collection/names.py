@@ -1,0 +1,62 @@
+"""From paths, folders and lists of files to images and their names."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from ..errors import InputError
+
+SUFFIXES: Final = (".avif", ".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What is taken of a folder."""
+
+
+def find_images(sources: Sequence[Path]) -> dict[str, Path]:
+    """Names and paths of images, in the order given.
+
+    Args:
+        sources: folders, searched through (names are relative to the folder); ``.txt`` files with a path a
+            line, relative to the list's folder (names as written there); and image files (names relative to
+            the folder that all of them share).
+
+    Raises:
+        InputError: a source is missing, two images have one name, or there is none.
+    """
+    files = [path for path in sources if not path.is_dir() and path.suffix.lower() != ".txt"]
+    shared = _shared_folder(files)
+    found: dict[str, Path] = {}
+    for source in sources:
+        if source.is_dir():
+            named: Iterable[tuple[str, Path]] = _of_folder(source)
+        elif not source.exists():
+            raise InputError(f"there is no file or folder {source}")
+        elif source.suffix.lower() == ".txt":
+            named = _of_list(source)
+        else:
+            named = [(source.resolve().relative_to(shared).as_posix(), source)]
+        for name, path in named:
+            if name in found and found[name].resolve() != path.resolve():
+                raise InputError(f"{found[name]} and {path} would both be named {name}; give a folder above")
+            found[name] = path
+    if not found:
+        raise InputError(f"no images in {', '.join(map(str, sources))}")
+    return found
+
+
+def _shared_folder(files: Sequence[Path]) -> Path:
+    folders = [path.resolve().parent for path in files] or [Path()]
+    shared = folders[0]
+    while not all(folder.is_relative_to(shared) for folder in folders):
+        shared = shared.parent
+    return shared
+
+
+def _of_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _of_list(path: Path) -> Iterator[tuple[str, Path]]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in filter(None, lines):
+        yield line.lstrip("/"), path.parent / line
