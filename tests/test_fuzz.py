@@ -140,12 +140,15 @@ call = st.one_of(
 )
 
 
+@pytest.fixture(scope="module")
+def before() -> d2feat.Features:
+    return create(model="d2net-int8").extract(PICTURE)
+
+
 @cases(0.6)
 @given(st.lists(call, min_size=1, max_size=4))
-def test_calls_in_any_order_with_any_arguments(
-    detector_of_eight_bits: Detector, calls: list[tuple[Any, ...]]
-) -> None:
-    detector = detector_of_eight_bits
+def test_calls_in_any_order_with_any_arguments(before: d2feat.Features, calls: list[tuple[Any, ...]]) -> None:
+    detector = create(model="d2net-int8")
     for name, *arguments in calls:
         if name in ("detectAndCompute", "extract", "detect") and isinstance(arguments[1], str):
             shape = getattr(arguments[0], "shape", ())[:2]
@@ -163,6 +166,10 @@ def test_calls_in_any_order_with_any_arguments(
             found, descriptors = result
             assert (descriptors is None) == (len(found) == 0)
             assert descriptors is None or descriptors.shape == (len(found), 512)
+    for name, value in (("NFeatures", 0), ("ScoreThreshold", 0), ("Scales", (1,)), ("MaxEdge", 0)):
+        getattr(detector, f"set{name}")(value)
+    detector.setMaxSumEdges(0)
+    assert_same_features(detector.extract(PICTURE), before)
 
 
 def check(detector: Detector, found: d2feat.Features, image: np.ndarray, mask: Any) -> None:
@@ -179,23 +186,6 @@ def check(detector: Detector, found: d2feat.Features, image: np.ndarray, mask: A
     if isinstance(mask, np.ndarray) and mask.size and count:
         column, row = (found.keypoints + 0.5).astype(int).clip(0, last.astype(int)).T
         assert mask.reshape(image.shape[:2])[row, column].all()
-
-
-@pytest.fixture(scope="module")
-def detector_of_eight_bits() -> Iterator[Detector]:
-    """One object for all the cases; in the end it gives what it gave at the start."""
-    made = create(model="d2net-int8")
-    before = made.extract(PICTURE)
-    yield made
-    for name, value in (
-        ("NFeatures", 0),
-        ("ScoreThreshold", 0),
-        ("Scales", (1,)),
-        ("MaxEdge", 0),
-        ("MaxSumEdges", 0),
-    ):
-        getattr(made, f"set{name}")(value)
-    assert_same_features(made.extract(PICTURE), before)
 
 
 parameters = st.fixed_dictionaries(
@@ -351,12 +341,10 @@ def test_damaged_models(
 
 @cases(0.08)
 @given(damages())
-def test_damaged_files_of_parameters(
-    detector_of_eight_bits: Detector, tmp_path_factory: pytest.TempPathFactory, damage: Any
-) -> None:
+def test_damaged_files_of_parameters(tmp_path_factory: pytest.TempPathFactory, damage: Any) -> None:
     for suffix in ("yml", "xml", "json"):
         path = tmp_path_factory.getbasetemp() / f"parameters.{suffix}"
-        detector_of_eight_bits.save(str(path))
+        create(model="d2net-int8").save(str(path))
         path.write_bytes(damaged(path.read_bytes(), damage))
         with contextlib.suppress(cv2.error):
             create(model="d2net-int8").read(str(path))
@@ -398,3 +386,44 @@ def test_damaged_cache(tmp_path_factory: pytest.TempPathFactory, record: bytes, 
         patch.setenv("D2FEAT_CACHE", str(folder))
         with pytest.raises(d2feat.ModelError):
             download("d2_tf")
+
+
+# ---- what this has found
+
+
+def test_masks_that_are_no_sequence() -> None:
+    with pytest.raises(d2feat.InputError, match="as many masks"):
+        create(model="d2net-int8").detect([], np.array(0, np.uint8))
+
+
+def test_parameters_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "parameters.yml"
+    detector = create(model="d2net-int8")
+    detector.save(str(path))
+    path.write_bytes(path.read_bytes().replace(b"Feature2D.D2", b"Feature2D\x80D2"))
+    with pytest.raises(d2feat.InputError, match="not hold text"):
+        detector.read(str(path))
+
+
+def test_a_byte_before_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    """The unpickler of torch then fails by an IndexError."""
+    from export.checkpoint import CheckpointError, read_checkpoint
+
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"." + checkpoint.read_bytes())
+    with pytest.raises(CheckpointError, match="plain tensors"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("record", [b"", b"\x80"], ids=["empty", "no text"])
+def test_record_of_a_checksum_that_is_none(
+    record: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="the export extra is not installed")
+    from d2feat.download import download
+
+    (tmp_path / "d2_tf.pth.sha256").write_bytes(record)
+    (tmp_path / "d2_tf.pth").write_bytes(b"")
+    monkeypatch.setenv("D2FEAT_CACHE", str(tmp_path))
+    with pytest.raises(d2feat.ModelError, match="not the file it was"):
+        download("d2_tf")
