@@ -1,4 +1,4 @@
-"""The C++ class of examples/cpp, compiled with the OpenCV and ONNX Runtime at hand, gives Python's keypoints."""
+"""The C++ class of examples/cpp, compiled with what is at hand, has Python's keypoints."""
 
 import os
 import shutil
