@@ -25,6 +25,7 @@ from .feature2d import MULTISCALE, D2Feature, create
 from .features import Features
 from .matching import match
 from .model import available_models
+from .native import create_native
 
 __version__ = "0.1.0"
 
@@ -40,5 +41,6 @@ __all__ = [
     "ProviderError",
     "available_models",
     "create",
+    "create_native",
     "match",
 ]

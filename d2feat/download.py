@@ -65,16 +65,14 @@ def download(name: str, coordinates: str = "opencv", base_url: str = BASE_URL) -
     if coordinates not in COORDINATES:
         raise InputError(f"coordinates must be one of {', '.join(COORDINATES)}, not {coordinates!r}")
     pooch, _ = _needed("pooch"), _needed("onnxscript")
-    checkpoint_module, graph_module = (
-        _needed(f"{_export_package()}.{part}") for part in ("checkpoint", "graph")
-    )
+    checkpoint_module, graph_module = (needed_export(part) for part in ("checkpoint", "graph"))
 
     folder = cache_folder()
     checkpoint, record = folder / f"{name}.pth", folder / f"{name}.pth.sha256"
     fetched = not checkpoint.is_file()
-    with _cache_errors(folder):
+    with cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        recorded = record.read_text().split()[0] if record.is_file() else None
+        recorded = record.read_text(errors="replace").partition(" ")[0] if record.is_file() else None
     if fetched:
         _fetch(pooch, f"{base_url.rstrip('/')}/{name}.pth", checkpoint)
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -92,7 +90,7 @@ def download(name: str, coordinates: str = "opencv", base_url: str = BASE_URL) -
         if fetched:
             checkpoint.unlink()
         raise ModelError(f"what came as {checkpoint.name} cannot be used: {error}") from error
-    with _cache_errors(folder):
+    with cache_errors(folder):
         model = graph_module.save_model(
             graph_module.build_graph(loaded, coordinates), folder / f"{name}.onnx"
         )
@@ -112,10 +110,14 @@ def _fetch(pooch: Any, url: str, path: Path) -> None:
         ) from error
 
 
-def _export_package() -> str:
-    """Name of the package that converts: inside of this one in a wheel, beside it in a checkout."""
+def needed_export(module: str) -> Any:
+    """A module of the package that converts: inside of this one in a wheel, beside it in a checkout.
+
+    Raises:
+        ModelError: it needs a package that is not installed.
+    """
     inside = Path(__file__).parent / "export"
-    return f"{__package__}.export" if inside.is_dir() else "export"
+    return _needed(f"{__package__}.export.{module}" if inside.is_dir() else f"export.{module}")
 
 
 def _needed(module: str) -> Any:
@@ -129,7 +131,8 @@ def _needed(module: str) -> Any:
 
 
 @contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Errors of reading and writing there, as `ModelError`."""
     try:
         yield
     except OSError as error:

@@ -462,7 +462,11 @@ class D2Feature:
             raise InputError(f"read takes a path or a cv2.FileNode, not {type(fn).__name__}")
         nodes = {key: fn.getNode(key) for key in ("name", "model", "nfeatures", "scoreThreshold", "scales")}
         nodes |= {key: fn.getNode(key) for key in ("maxEdge", "maxSumEdges", "tile", "rotations")}
-        if any(node.empty() for node in nodes.values()) or nodes["name"].string() != self.getDefaultName():
+        try:
+            name, model = nodes["name"].string(), nodes["model"].string()
+        except UnicodeDecodeError as error:
+            raise InputError(f"the node does not hold text: {error}") from None
+        if any(node.empty() for node in nodes.values()) or name != self.getDefaultName():
             raise InputError("the node does not hold the parameters of a D2Feature")
         for key in ("nfeatures", "scoreThreshold", "maxEdge", "maxSumEdges", "tile", "rotations"):
             if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
@@ -476,7 +480,7 @@ class D2Feature:
             nodes["scales"].mat().ravel().tolist(),
             int(nodes["maxEdge"].real()),
             int(nodes["maxSumEdges"].real()),
-            model=nodes["model"].string(),
+            model=model,
             provider=self._provider,
             threads=self._threads,
             tile=int(nodes["tile"].real()),
@@ -598,7 +602,7 @@ def _opened(path: str | os.PathLike[str], mode: int) -> Iterator[cv2.FileStorage
 def _paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
     if not isinstance(images, (list, tuple)):
         raise InputError(f"expected a list of images, not {type(images).__name__}")
-    if others is None or (name == "masks" and len(others) == 0):
+    if others is None or (name == "masks" and isinstance(others, (list, tuple)) and not others):
         others = [None] * len(images)
     if not isinstance(others, (list, tuple)) or len(others) != len(images):
         raise InputError(f"{len(images)} images need as many {name}")

@@ -1,12 +1,16 @@
 """ONNX Runtime: which execution provider runs the model, and running it."""
 
+import atexit
 import ctypes
 import logging
 import math
 import os
 import threading
+import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +18,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .errors import D2FeatError, ModelError, OutOfMemoryError, ProviderError
+from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
 from .images import Image
 from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
+from .onnx_file import read_model
 from .processor import has_fast_int8, usable_processors
 from .providers import with_options
 
@@ -33,6 +38,12 @@ _LIBRARIES: Final = {
     "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
     "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
 }
+_MOST_THREADS: Final = 64
+"""More than there are processors help nobody; thousands make the system stand still or abort the process."""
+
+_LONGEST_STOP: Final = 10.0
+"""Seconds that the exit of the program waits for runs to stop."""
+
 _MOST_ELEMENTS: Final = 1 << 31
 """ONNX Runtime's Resize counts in 32 bits and crashes the interpreter above."""
 
@@ -85,6 +96,7 @@ class Session:
 
         Raises:
             OutOfMemoryError: the image is too large for the memory there is.
+            ModelError: the model returns something else than its contract says.
         """
         height, width = image.shape[:2]
         largest = 3 * math.floor(height * pyramid.max()) * math.floor(width * pyramid.max())
@@ -96,17 +108,36 @@ class Session:
             "max_keypoints": np.array(max_keypoints, np.int64),
             "points": np.zeros((0, 3), np.float32) if points is None else points,
         }
-        try:
-            return Outputs(*self._session.run(list(_OUTPUTS), feeds))
-        except Exception as error:
-            message = str(error)
-            if (
-                isinstance(error, MemoryError)
-                or "alloc" in message.lower()
-                or "out of memory" in message.lower()
-            ):
-                raise self._too_large(image, pyramid) from error
-            raise D2FeatError(f"ONNX Runtime failed: {message}") from error
+
+        def call(options: Any) -> Outputs:
+            try:
+                return Outputs(*self._session.run(list(_OUTPUTS), feeds, options))
+            except Exception as error:
+                message = str(error)
+                if (
+                    isinstance(error, MemoryError)
+                    or "alloc" in message.lower()
+                    or "out of memory" in message.lower()
+                ):
+                    raise self._too_large(image, pyramid) from error
+                raise D2FeatError(f"ONNX Runtime failed: {message}") from error
+
+        outputs = _run_stoppable(call, apart=self.provider == _CPU)
+        self._check(outputs, len(feeds["points"]))
+        return outputs
+
+    def _check(self, outputs: Outputs, points: int) -> None:
+        """Refuse what a damaged or foreign model may return; the rest of the package relies on this."""
+        count, channels = len(outputs.scores.reshape(-1)), self.info.channels
+        wanted = ((count, 2), (count,), (count,), (count, channels), (points, channels))
+        found = [getattr(outputs, name) for name in _OUTPUTS]
+        if any(
+            one.dtype != np.float32 or one.shape != shape for one, shape in zip(found, wanted, strict=True)
+        ):
+            shapes = ", ".join(f"{name} {one.shape}" for name, one in zip(_OUTPUTS, found, strict=True))
+            raise ModelError(f"{self.path} returned other arrays than its contract says: {shapes}")
+        if not all(np.isfinite(one).all() for one in found[:3]) or not (outputs.scales > 0).all():
+            raise ModelError(f"{self.path} returned keypoints that are no numbers: the file is damaged")
 
     @staticmethod
     def _too_large(image: Image, pyramid: npt.NDArray[np.float64]) -> OutOfMemoryError:
@@ -117,7 +148,70 @@ class Session:
         )
 
 
+def _run_stoppable(call: Callable[[Any], Outputs], *, apart: bool) -> Outputs:
+    """`call` with options for a run; it is stopped when the program exits or a signal's handler raises.
+
+    Python handles signals such as Ctrl-C in the main thread, between two of its own instructions, and a run
+    is a single one. So it is done apart, in a thread of its own, while the main thread waits, which can be
+    interrupted. The runtime stops between two nodes of the graph, in seconds at worst; nobody waits for that.
+    """
+    options = import_runtime().RunOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+
+    def run() -> Outputs:
+        _running.add(options)
+        try:
+            if _exiting.is_set():
+                raise SystemExit  # which ends a thread without a word
+            return call(options)
+        except D2FeatError:
+            if _exiting.is_set():
+                raise SystemExit from None
+            raise
+        finally:
+            _running.discard(options)
+
+    if not apart or threading.current_thread() is not threading.main_thread():
+        return run()
+    result: Future[Outputs] = Future()
+    worker = threading.Thread(target=_fulfil, args=(result, run), name="d2feat", daemon=False)
+    try:
+        try:
+            worker.start()
+        except RuntimeError:  # no memory for a thread
+            return run()
+        return result.result()
+    except BaseException:
+        options.terminate = True
+        raise
+
+
+def _fulfil(result: Future[Outputs], function: Callable[[], Outputs]) -> None:
+    try:
+        result.set_result(function())
+    except BaseException as error:
+        result.set_exception(error)
+
+
+_running: set[Any] = set()
+"""Options of the runs going on, by which they can be stopped."""
+
+_exiting = threading.Event()
+
+
+@atexit.register
+def _stop_runs() -> None:
+    """Let no daemon thread be inside the runtime when Python is finalised: that aborts the process."""
+    _exiting.set()
+    for options in tuple(_running):
+        options.terminate = True
+    deadline = time.monotonic() + _LONGEST_STOP
+    while _running and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 _cache: OrderedDict[Any, Session] = OrderedDict()
+_alive: weakref.WeakSet[Session] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
@@ -131,6 +225,7 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
         threads: on the CPU; 0 takes as many as affinity and quota allow.
 
     Raises:
+        InputError: so many threads are more than the system can bear.
         ModelError: the model is missing, damaged or not one of d2feat's.
         ProviderError: the provider asked for cannot be had; the message says why and what to do.
     """
@@ -140,6 +235,9 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
         chosen = tuple(_hashable(entry) for entry in provider)
     else:
         raise ProviderError(f"provider must be a name or a list for ONNX Runtime, not {provider!r}")
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    if threads > most:
+        raise InputError(f"threads must be at most {most} on this machine, not {threads}")
     path = find_model(_default_model(chosen) if model == DEFAULT else model)
     state = path.stat()
     key = path, (state.st_mtime_ns, state.st_size), chosen, threads or usable_processors()
@@ -160,9 +258,10 @@ def _abandon_inherited_sessions() -> None:
     """
     global _lock
     _lock = threading.Lock()
-    for session in _cache.values():
+    for session in _alive:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
     _cache.clear()
+    _running.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -183,8 +282,10 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # of what was checked
+    content = read_model(path)
     try:
-        session = runtime.InferenceSession(str(path), options, providers=wanted)
+        session = runtime.InferenceSession(content, options, providers=wanted)
     except Exception as error:
         raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
     info = read_info(dict(session.get_modelmeta().custom_metadata_map), path)
@@ -199,7 +300,9 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
         _LOG.warning("running on the CPU: %s did not load: %s", first, _why_not(runtime, first))
     else:
         _LOG.info("%s runs on %s", path.name, got)
-    return Session(path, info, got, threads, session)
+    loaded = Session(path, info, got, threads, session)
+    _alive.add(loaded)
+    return loaded
 
 
 def import_runtime() -> Any:
@@ -208,6 +311,9 @@ def import_runtime() -> Any:
     Raises:
         ProviderError: none is; the message names the extras.
     """
+    # Its wheels report to their maker by default. d2feat uses no network; and the thread that reports makes
+    # forked children hang when they exit.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

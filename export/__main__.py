@@ -8,9 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .checkpoint import CheckpointError, read_checkpoint
+from .checkpoint import read_checkpoint
 from .geometry import COORDINATES, Coordinates
 from .graph import build_graph, save_model
+from .opencv import build_native, parse_size
 from .photographs import read_photographs
 
 CALIBRATION: Final = 32
@@ -33,6 +34,16 @@ def export(
         Path | None,
         typer.Option(help="quantise to eight bits, by the first 32 photographs of this folder or tar"),
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="onnxruntime, or opencv: a model for OpenCV 5's own classes")
+    ] = "onnxruntime",
+    contract: Annotated[
+        str, typer.Option(help="of the target opencv: aliked (sub-pixel) or disk")
+    ] = "aliked",
+    size: Annotated[
+        str, typer.Option(help="of the target opencv: width and height of the images")
+    ] = "640x480",
+    keypoints: Annotated[int, typer.Option(help="of the target opencv: how many, always")] = 2048,
 ) -> None:
     """Write the checkpoint WEIGHTS as one ONNX graph to OUT."""
     if context.invoked_subcommand:
@@ -41,9 +52,17 @@ def export(
         raise typer.BadParameter("--weights and --out are both needed")
     if coordinates not in COORDINATES:
         raise typer.BadParameter(f"--coordinates is one of {', '.join(COORDINATES)}, not {coordinates}")
+    if target not in ("onnxruntime", "opencv"):
+        raise typer.BadParameter(f"--target is onnxruntime or opencv, not {target}")
+    if target == "opencv" and (int8 is not None or coordinates != "opencv"):
+        raise typer.BadParameter("--target opencv takes neither --int8 nor --coordinates")
     try:
-        path = export_checkpoint(weights, out, coordinates, name, int8)  # type: ignore[arg-type]
-    except (CheckpointError, FileNotFoundError) as error:
+        if target == "opencv":
+            model = build_native(read_checkpoint(weights), parse_size(size), keypoints, contract)  # type: ignore[arg-type]
+            path = save_model(model, out)
+        else:
+            path = export_checkpoint(weights, out, coordinates, name, int8)  # type: ignore[arg-type]
+    except (ValueError, FileNotFoundError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
     console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)

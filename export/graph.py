@@ -19,7 +19,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import NETWORK, Checkpoint
 from .geometry import STRIDE, Coordinates, cell_origin
@@ -223,6 +223,11 @@ def export_detection(net: D2Net, coordinates: Coordinates) -> ModelProto:
     return _export(DetectAndDescribe(coordinates), values, names, list(_FOUND), dynamic)
 
 
+def export_static(module: nn.Module, example: Tensor, name: str, outputs: list[str]) -> ModelProto:
+    """`module`, of one input, as a graph of fixed sizes."""
+    return _export(module, (example,), [name], outputs, None)
+
+
 def save_model(model: ModelProto, path: str | Path) -> Path:
     """Write `model` to `path`, whole or not at all."""
     path = Path(path)
@@ -238,7 +243,7 @@ def _export(
     values: Sequence[torch.Tensor | None],
     inputs: list[str],
     outputs: list[str],
-    dynamic_shapes: Sequence[object],
+    dynamic_shapes: Sequence[object] | None,
 ) -> ModelProto:
     with _quiet():
         program = torch.onnx.export(
@@ -248,7 +253,7 @@ def _export(
             opset_version=OPSET,
             input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=tuple(dynamic_shapes),
+            dynamic_shapes=None if dynamic_shapes is None else tuple(dynamic_shapes),
             verbose=False,
         )
     if program is None:

@@ -132,9 +132,9 @@ def d2_scores(patches: Tensor) -> Tensor:
     any positive value scores 0 everywhere instead of upstream's 0/0.
     """
     value = patches[4]
-    exponentials = torch.exp(patches / value.max().clamp(min=1e-12))
+    exponentials = torch.exp(patches / value.amax((0, 1), keepdim=True).clamp(min=1e-12))
     alpha = exponentials[4] / exponentials.sum(0) * (value > 0)
-    return alpha / alpha.max().clamp(min=1e-12)
+    return alpha / alpha.amax((0, 1), keepdim=True).clamp(min=1e-12)
 
 
 def cells_to_pixel_map(cell_map: Tensor, height: int, width: int, origin: float) -> Tensor:
@@ -162,34 +162,47 @@ def detect_fine(
         banned: h x w bool, cells whose pixels may not be detected.
         origin: pixel coordinate of cell 0's centre.
     """
+    score = fine_scores(rows, h, w, repeatability, origin)
+    y, x = torch.nonzero(fine_maxima(score), as_tuple=True)
+    y, x = y + FINE_BORDER, x + FINE_BORDER
+    pixels, values, real = refine_fine(score, level, x, y)
+    row = torch.round((y - origin) / STRIDE).long().clamp(0, h - 1)
+    column = torch.round((x - origin) / STRIDE).long().clamp(0, w - 1)
+    kept = torch.nonzero(real & ~banned.reshape(-1)[row * w + column]).squeeze(1)
+    pixels = pixels[kept]
+    detected = torch.zeros(h * w).index_fill(0, (row * w + column)[kept], 1.0).view(h, w) > 0
+    return Detections((pixels - origin) / STRIDE, pixels, values[kept], detected)
+
+
+def fine_scores(rows: Tensor, h: int, w: int, repeatability: Tensor, origin: float) -> Tensor:
+    """H x W scores whose maxima are fine detections; arguments as for `detect_fine`."""
     height, width = repeatability.shape
     alpha = cells_to_pixel_map(d2_scores(winner_patches(rows, h, w)), height, width, origin)
-    score = repeatability * alpha.clamp(min=FINE_FLOOR)
+    return repeatability * alpha.clamp(min=FINE_FLOOR)
 
+
+def fine_maxima(score: Tensor) -> Tensor:
+    """Whether pixels are maxima of their window; without a border of `FINE_BORDER` pixels."""
+    height, width = score.shape
     window = 2 * FINE_RADIUS + 1
     tallest = F.max_pool2d(score[None, None], (1, window), 1, (0, FINE_RADIUS))
     tallest = F.max_pool2d(tallest, (window, 1), 1, (FINE_RADIUS, 0))[0, 0]
-    inner = (score >= tallest)[FINE_BORDER : height - FINE_BORDER, FINE_BORDER : width - FINE_BORDER]
-    y, x = torch.nonzero(inner, as_tuple=True)
-    y, x = y + FINE_BORDER, x + FINE_BORDER
+    return (score >= tallest)[FINE_BORDER : height - FINE_BORDER, FINE_BORDER : width - FINE_BORDER]
+
+
+def refine_fine(score: Tensor, level: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """N x 2 positions after the quadratic step, N scores, and whether N maxima at (x, y) are real peaks."""
+    width = score.shape[1]
     flat = score.reshape(-1)
     offsets = [dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     peak = peaks(torch.stack([flat[y * width + x + offset] for offset in offsets]))
-
-    row = torch.round((y - origin) / STRIDE).long().clamp(0, h - 1)
-    column = torch.round((x - origin) / STRIDE).long().clamp(0, w - 1)
     # A plateau is no peak, and rounding makes peaks of even surfaces.
-    peaked = (peak.dxx < 0) | (peak.dyy < 0)
-    allowed = peaked & varies(level, x, y) & ~banned.reshape(-1)[row * w + column]
+    real = ((peak.dxx < 0) | (peak.dyy < 0)) & varies(level, x, y)
     step_x, step_y = peak.newton_step()
     good = (peak.det > 0) & (step_x.abs() <= 1) & (step_y.abs() <= 1)
     zero = torch.zeros_like(step_x)
     pixels = torch.stack([x + torch.where(good, step_x, zero), y + torch.where(good, step_y, zero)], dim=1)
-
-    kept = torch.nonzero(allowed).squeeze(1)
-    pixels = pixels[kept]
-    detected = torch.zeros(h * w).index_fill(0, (row * w + column)[kept], 1.0).view(h, w) > 0
-    return Detections((pixels - origin) / STRIDE, pixels, flat[y * width + x][kept], detected)
+    return pixels, flat[y * width + x], real
 
 
 def varies(level: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -205,8 +218,9 @@ def describe(rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
     """N x C unit descriptors: the map interpolated bilinearly at N x 2 positions in cells, clamped to it."""
     x = cells[:, 0].clamp(0, w - 1)
     y = cells[:, 1].clamp(0, h - 1)
-    left, top = x.floor().long(), y.floor().long()
-    right, bottom = (left + 1).clamp(max=w - 1), (top + 1).clamp(max=h - 1)
+    # Clamped before they are whole: OpenCV's engine clips no whole numbers.
+    left, right = x.floor().long(), (x.floor() + 1).clamp(max=w - 1).long()
+    top, bottom = y.floor().long(), (y.floor() + 1).clamp(max=h - 1).long()
     fx, fy = (x - left).unsqueeze(1), (y - top).unsqueeze(1)
     upper = rows[top * w + left] * (1 - fx) + rows[top * w + right] * fx
     lower = rows[bottom * w + left] * (1 - fx) + rows[bottom * w + right] * fx

@@ -1,0 +1,82 @@
+"""A real `cv2.Feature2D` on OpenCV 5: the network in OpenCV's own engine, behind cv::DISK or cv::ALIKED.
+
+OpenCV's C++ functions take such an object, as they take no object written in Python. What it costs is in
+docs/native-opencv.md: images of one size, a fixed number of features, single precision, one scale.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+import cv2
+
+from .download import cache_errors, needed_export
+from .errors import InputError, ProviderError
+from .model import EXACT, cache_folder, find_model
+
+CONTRACTS: Final = ("aliked", "disk")
+
+
+def create_native(
+    size: tuple[int, int] = (640, 480),
+    nfeatures: int = 2048,
+    contract: str = "aliked",
+    model: str | os.PathLike[str] = EXACT,
+) -> cv2.Feature2D:
+    """D2-Net as a `cv2.ALIKED` or `cv2.DISK`, which OpenCV's C++ functions take.
+
+    The first call for its arguments converts the model, which takes a minute and needs the extra "export";
+    the result is kept in the cache folder. `native_model` returns that file, for C++ programs.
+
+    Args:
+        size: (width, height) of the images in pixels, multiples of 16. Images of another size are stretched
+            to it by OpenCV.
+        nfeatures: features that every image gives. cv2.DISK gives fewer where there are fewer; cv2.ALIKED
+            repeats the last one, with a response of 0.
+        contract: "aliked" (sub-pixel positions, no mask) or "disk" (whole pixels, mask).
+        model: name or path of a model in single precision with a fine head.
+
+    Raises:
+        ProviderError: this OpenCV is older than 5.
+        InputError: size, nfeatures or contract is unusable.
+        ModelError: the model cannot be converted, or a package that this needs is missing.
+    """
+    if not hasattr(cv2, "ALIKED"):
+        raise ProviderError(
+            f"OpenCV {cv2.__version__} has neither cv2.ALIKED nor cv2.DISK, which came with OpenCV 5; "
+            "upgrade OpenCV, or use d2feat.create()"
+        )
+    path = str(native_model(size, nfeatures, contract, model))
+    if contract == "disk":
+        return cv2.DISK.create(path, imageSize=size)
+    parameters = cv2.ALIKED.Params()
+    parameters.inputSize = size
+    return cv2.ALIKED.create(path, parameters)
+
+
+def native_model(
+    size: tuple[int, int] = (640, 480),
+    nfeatures: int = 2048,
+    contract: str = "aliked",
+    model: str | os.PathLike[str] = EXACT,
+) -> Path:
+    """The file that `create_native` gives to OpenCV; converted now, or in the cache folder already."""
+    if contract not in CONTRACTS:
+        raise InputError(f"contract must be one of {', '.join(CONTRACTS)}, not {contract!r}")
+    try:
+        width, height = size = int(size[0]), int(size[1])
+    except (TypeError, ValueError, IndexError):
+        raise InputError(f"size must be (width, height), not {size!r}") from None
+    source = find_model(model)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    path = cache_folder() / f"native-{source.stem}-{digest}" / f"{contract}-{width}x{height}-{nfeatures}.onnx"
+    if not path.is_file():
+        checkpoints, graphs, native = (needed_export(part) for part in ("checkpoint", "graph", "opencv"))
+        try:
+            content = native.build_native(checkpoints.read_checkpoint(source), size, nfeatures, contract)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"cannot make a native model of {source.name}: {error}") from error
+        with cache_errors(path.parent):
+            graphs.save_model(content, path)
+    return path
