@@ -21,6 +21,8 @@ except ImportError as error:
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
 from .feature2d import MULTISCALE, D2Feature, create
 from .features import Features
+from .image_features import to_image_features
+from .legacy import install, installed, uninstall
 from .matching import match
 from .model import available_models
 
@@ -37,5 +39,9 @@ __all__ = [
     "ProviderError",
     "available_models",
     "create",
+    "install",
+    "installed",
     "match",
+    "to_image_features",
+    "uninstall",
 ]
