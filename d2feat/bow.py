@@ -67,14 +67,17 @@ class BOWKMeansTrainer:
         """
         if descriptors is None and not self._descriptors:
             raise InputError("there are no descriptors to cluster: add() some first")
-        values = np.vstack(self._descriptors) if descriptors is None else _as_floats(descriptors, "descriptors")
+        values = (
+            np.vstack(self._descriptors) if descriptors is None else _as_floats(descriptors, "descriptors")
+        )
         if not 0 < self._words <= len(values):
             raise InputError(f"{len(values)} descriptors cannot make {self._words} words")
         try:
             from sklearn.cluster import MiniBatchKMeans
         except ImportError as error:
             raise D2FeatError(
-                f"clustering needs scikit-learn, which cannot be imported ({error}); pip install 'd2feat[bow]'"
+                f"clustering needs scikit-learn, which cannot be imported ({error}); "
+                "pip install 'd2feat[bow]'"
             ) from error
         means = MiniBatchKMeans(
             self._words, init=self._init, max_iter=self._passes, n_init=self._attempts, random_state=0

@@ -18,7 +18,8 @@ Image = np.ndarray
 
 def find_cameras(images: Sequence[Image], confidence: float = 1.0) -> tuple[list[int], Sequence[Any]]:
     """Indices of the images that belong together, and their cameras (intrinsics and rotation)."""
-    # With many more, images that match well get a confidence above 3: cv2.detail takes that for one image twice.
+    # With many more, images that match well get a confidence above 3, which cv2.detail takes for one image
+    # given twice.
     detector = d2feat.create(nfeatures=500)
     features = [
         d2feat.to_image_features(*detector.detectAndCompute(image), image.shape[1::-1], index)
@@ -87,7 +88,9 @@ def main() -> None:
     panorama = compose([images[index] for index in kept], cameras, given.surface)
     if not cv2.imwrite(given.output, panorama):
         raise SystemExit(f"cannot write {given.output}")
-    print(f"stitched {len(kept)} of {len(images)} images to {given.output}, {panorama.shape[1]} x {panorama.shape[0]}")
+    print(
+        f"stitched {len(kept)} of {len(images)} images to {given.output}, {panorama.shape[1]} x {panorama.shape[0]}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def test_image_features_are_refused_where_they_crash(features: d2feat.Features) 
     with pytest.raises(d2feat.D2FeatError, match=r"OpenCV 4.*crashes.*d2feat\.match"):
         d2feat.to_image_features(*features.to_opencv(), features.image_size)
     # What it is refused for, in an interpreter of its own.
-    crash = "import cv2, numpy as np; cv2.detail.ImageFeatures().descriptors = cv2.UMat(np.ones((3, 8), np.float32))"
+    crash = "import cv2, numpy; cv2.detail.ImageFeatures().descriptors = cv2.UMat(numpy.ones((3, 8), 'f'))"
     assert subprocess.run([sys.executable, "-c", crash], check=False).returncode < 0
 
 
@@ -41,8 +41,12 @@ def test_image_features(features: d2feat.Features) -> None:
     pairs = cv2.detail.BestOf2NearestMatcher_create(False, 0.3).apply2([made, again, nothing])
     found = {(pair.src_img_idx, pair.dst_img_idx): pair.num_inliers for pair in pairs}
     assert found[0, 1] > 0.9 * len(keypoints)
-    assert found[0, 2] == 0
-    for wrong in ((keypoints[1:], descriptors, (9, 9)), (keypoints, None, (9, 9)), (keypoints, descriptors, 9)):
+    assert found.get((0, 2), 0) == 0
+    for wrong in (
+        (keypoints[1:], descriptors, (9, 9)),
+        (keypoints, None, (9, 9)),
+        (keypoints, descriptors, 9),
+    ):
         with pytest.raises(d2feat.InputError):
             d2feat.to_image_features(*wrong)
 
@@ -51,12 +55,29 @@ def test_image_features(features: d2feat.Features) -> None:
 def test_panorama_is_the_photograph_it_was_cut_from(tmp_path: Path) -> None:
     images, photograph = write_panorama(tmp_path)
     out = tmp_path / "panorama.png"
-    command = [sys.executable, str(ROOT / "examples/panorama.py"), "--surface", "plane", "-o", str(out), *map(str, images)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
+    command = [
+        sys.executable,
+        str(ROOT / "examples/panorama.py"),
+        "--surface",
+        "plane",
+        "-o",
+        str(out),
+        *map(str, images),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
     assert "stitched 3 of 3" in done.stdout, done.stderr
     panorama = cv2.imread(str(out))
     # Registered on the photograph by SIFT, which took no part in the stitching.
-    (kp1, des1), (kp2, des2) = (cv2.SIFT_create(3000).detectAndCompute(one, None) for one in (panorama, photograph))
+    (kp1, des1), (kp2, des2) = (
+        cv2.SIFT_create(3000).detectAndCompute(one, None) for one in (panorama, photograph)
+    )
     matches = d2feat.match(des1, des2, ratio=0.8)
     source, target = (
         np.float32([kps[getattr(m, index)].pt for m in matches])
@@ -66,15 +87,21 @@ def test_panorama_is_the_photograph_it_was_cut_from(tmp_path: Path) -> None:
     assert mask.mean() > 0.8
     size = photograph.shape[1::-1]
     seen = cv2.warpPerspective(panorama, H, size)
-    covered = cv2.erode(cv2.warpPerspective(np.full(panorama.shape[:2], 255, np.uint8), H, size), np.ones((9, 9)))
+    covered = cv2.erode(
+        cv2.warpPerspective(np.full(panorama.shape[:2], 255, np.uint8), H, size), np.ones((9, 9))
+    )
     covered[(seen == 0).all(axis=2)] = 0
     assert (covered > 0).mean() > 0.45
     difference = cv2.absdiff(seen, photograph)[covered > 0].mean()
-    print(f"panorama: mean difference {difference:.1f} grey levels, {mask.mean():.2f} of SIFT's matches agree")
+    print(
+        f"panorama: mean difference {difference:.1f} grey levels, {mask.mean():.2f} of SIFT's matches agree"
+    )
     assert difference < 6
 
 
-def test_vocabulary_and_histograms(detector: d2feat.D2Feature, image: np.ndarray, other_image: np.ndarray) -> None:
+def test_vocabulary_and_histograms(
+    detector: d2feat.D2Feature, image: np.ndarray, other_image: np.ndarray
+) -> None:
     pytest.importorskip("sklearn")
     trainer = BOWKMeansTrainer(12, (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.1), 2)
     with pytest.raises(d2feat.InputError, match="add"):
@@ -88,7 +115,10 @@ def test_vocabulary_and_histograms(detector: d2feat.D2Feature, image: np.ndarray
     assert np.array_equal(vocabulary, trainer.cluster(np.vstack(trainer.getDescriptors())))
     # Better than words taken at random, and every word is used.
     values = np.vstack(trainer.getDescriptors())
-    error = [np.linalg.norm(values[:, None] - words, axis=2).min(axis=1).mean() for words in (vocabulary, values[:12])]
+    error = [
+        np.linalg.norm(values[:, None] - words, axis=2).min(axis=1).mean()
+        for words in (vocabulary, values[:12])
+    ]
     assert error[0] < error[1]
     extractor = BOWImgDescriptorExtractor(detector, cv2.BFMatcher())
     with pytest.raises(d2feat.InputError, match="setVocabulary"):
@@ -100,17 +130,20 @@ def test_vocabulary_and_histograms(detector: d2feat.D2Feature, image: np.ndarray
     nearest = np.linalg.norm(found[0][1][:, None] - vocabulary, axis=2).argmin(axis=1)
     assert histogram[0] == pytest.approx(np.bincount(nearest, minlength=12) / len(nearest))
     assert extractor.compute(image, []) is None
-    for wrong, words in ((vocabulary[:, :9], "same detector"), (np.ones(3, np.float32), "N x C")):
-        with pytest.raises(d2feat.InputError, match=words):
-            extractor.setVocabulary(wrong)
-            extractor.compute(image, found[0][0])
+    with pytest.raises(d2feat.InputError, match="N x C"):
+        extractor.setVocabulary(np.ones(3, np.float32))
+    extractor.setVocabulary(vocabulary[:, :9])
+    with pytest.raises(d2feat.InputError, match="same detector"):
+        extractor.compute(image, found[0][0])
     with pytest.raises(d2feat.InputError, match="5 descriptors"):
         trainer.cluster(values[:5])
     trainer.clear()
     assert trainer.descriptorsCount() == 0
 
 
-@pytest.mark.skipif(not hasattr(cv2, "BOWImgDescriptorExtractor"), reason="this OpenCV has none to compare with")
+@pytest.mark.skipif(
+    not hasattr(cv2, "BOWImgDescriptorExtractor"), reason="this OpenCV has none to compare with"
+)
 def test_histograms_are_opencvs(image: np.ndarray, other_image: np.ndarray) -> None:
     sift = cv2.SIFT_create()
     trainer = cv2.BOWKMeansTrainer(10)

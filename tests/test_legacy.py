@@ -21,7 +21,6 @@ import d2feat
 from d2feat.evaluation.metrics import corner_error
 from d2feat.legacy import replacements
 from d2feat.legacy.__main__ import parse_options
-from tests.conftest import photograph
 from tests.programs.__main__ import run, write_pair, write_panorama
 
 OPTIONS = {"model": "d2net", "provider": "cpu", "threads": 1}
@@ -41,7 +40,9 @@ def everything() -> Iterator[None]:
 def state() -> dict[str, Any]:
     """What installing may change."""
     places = {"cv2": cv2, "detail": cv2.detail, "flann": cv2.flann}
-    found = {f"{place}.{name}": value for place, module in places.items() for name, value in vars(module).items()}
+    found = {
+        f"{place}.{name}": value for place, module in places.items() for name, value in vars(module).items()
+    }
     return found | {"modules": set(sys.modules) & {"cv2.xfeatures2d"}}
 
 
@@ -140,8 +141,15 @@ SPELLINGS = (
     "cv2.ORB(50)",
     "cv2.AKAZE_create(max_points=50)",
 )
-WITHOUT_LIMIT = ("cv2.SIFT_create()", "cv2.xfeatures2d.SURF_create(400)", "cv2.xfeatures2d_SURF.create()",
-                 "cv2.SURF(400)", "cv2.KAZE_create()", "cv2.BRISK_create(30, 3, 1.0)", "cv2.AKAZE.create()")  # fmt: skip
+WITHOUT_LIMIT = (
+    "cv2.SIFT_create()",
+    "cv2.xfeatures2d.SURF_create(400)",
+    "cv2.xfeatures2d_SURF.create()",
+    "cv2.SURF(400)",
+    "cv2.KAZE_create()",
+    "cv2.BRISK_create(30, 3, 1.0)",
+    "cv2.AKAZE.create()",
+)
 
 
 @pytest.mark.usefixtures("everything")
@@ -185,7 +193,7 @@ def test_parameters_are_opencvs(name: str) -> None:
 def test_parameters_without_meaning_are_reported_once() -> None:
     with d2feat.installed(**OPTIONS), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = [cv2.SIFT_create(100, contrastThreshold=0.01) for _ in range(3)][0]
+        made, *_ = [cv2.SIFT_create(100, contrastThreshold=0.01) for _ in range(3)]
         made.setContrastThreshold(0.02)
         made.setSigma(2.0)
         made.setNFeatures(5)
@@ -491,13 +499,24 @@ def test_runner_is_like_python(tmp_path: Path) -> None:
     done = launch("app.py", "3", "--replace", "x", "-h", cwd=folder)
     assert done.returncode == 3
     first, last = done.stdout.splitlines()
-    expected = ["__main__", ["app.py", "3", "--replace", "x", "-h"], 7, "hello", str(folder), "app.py", None, True]
+    expected = [
+        "__main__",
+        ["app.py", "3", "--replace", "x", "-h"],
+        7,
+        "hello",
+        str(folder),
+        "app.py",
+        None,
+        True,
+    ]
     assert json.loads(first) == expected
     assert last == "at exit"
     plain = subprocess.run([sys.executable, "app.py", "fail"], capture_output=True, text=True, cwd=folder)
     failed = launch("app.py", "fail", cwd=folder)
     assert (failed.returncode, failed.stderr) == (plain.returncode, plain.stderr)
-    plain = subprocess.run([sys.executable, "app.py", "interrupt"], capture_output=True, text=True, cwd=folder)
+    plain = subprocess.run(
+        [sys.executable, "app.py", "interrupt"], capture_output=True, text=True, cwd=folder
+    )
     failed = launch("app.py", "interrupt", cwd=folder)
     assert (failed.returncode, failed.stderr) == (plain.returncode, plain.stderr)
 

@@ -7,8 +7,8 @@
 ...     type(cv2.SIFT_create()).__module__
 'd2feat.legacy.replacements'
 
-`replacements` holds the detectors, `matchers` what becomes of Hamming distances, `swaps` the names of cv2 that
-change, `patching` how they change and change back. docs/migrating-from-sift.md says what is kept and what not.
+`replacements` holds the detectors, `matchers` what becomes of Hamming distances, `swaps` the names of cv2
+that change, `patching` how they change and change back. docs/migrating-from-sift.md says what is kept.
 """
 
 import contextlib
@@ -87,7 +87,9 @@ def installed(replace: str | Iterable[str] | None = None, **options: Any) -> Ite
 
 
 def _checked(replace: str | Iterable[str] | None, options: dict[str, Any]) -> Settings:
-    names = default_methods() if replace is None else replace.split(",") if isinstance(replace, str) else replace
+    names = (
+        default_methods() if replace is None else replace.split(",") if isinstance(replace, str) else replace
+    )
     methods = tuple(name.strip().lower() for name in names)
     unknown = [name for name in methods if name not in replacements.METHODS]
     if unknown or not methods:

@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument(
         "--replace",
         metavar="METHODS",
-        help="comma-separated: sift, surf, orb, akaze, kaze, brisk; by default sift and surf, and of the last "
-        "three those that this OpenCV lacks",
+        help="comma-separated: sift, surf, orb, akaze, kaze, brisk; by default sift and surf, and of the "
+        "last three those that this OpenCV lacks",
     )
     parser.add_argument(
         "--d2feat",
@@ -89,7 +89,9 @@ def parse_options(text: str) -> dict[str, Any]:
 
 def _print_program_frames(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """The program's own traceback, without the frames of this module that run it."""
-    while trace is not None and trace.tb_frame.f_globals.get("__spec__") is not sys.modules["__main__"].__spec__:
+    while (
+        trace is not None and trace.tb_frame.f_globals.get("__spec__") is not sys.modules["__main__"].__spec__
+    ):
         trace = trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
 

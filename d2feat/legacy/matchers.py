@@ -31,6 +31,7 @@ class Facade:
         self._real, self.create = real, make
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make one."""
         return self.create(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -132,7 +133,9 @@ class EitherMatcher:
                 raise InputError("binary descriptors cannot be matched to D2-Net's, which this matcher holds")
             return self._binary, list(descriptors)
         if not self._binary.empty():
-            raise InputError("D2-Net's descriptors cannot be matched to binary ones, which this matcher holds")
+            raise InputError(
+                "D2-Net's descriptors cannot be matched to binary ones, which this matcher holds"
+            )
         report(self._notice)
         return self._floating, [
             part if _is_floating(part) is None else part.astype(np.float32) * np.float32(BITS)

@@ -1,6 +1,5 @@
 """What the user is told of replacements: once each, where the program's own line is the cause."""
 
-import itertools
 import multiprocessing
 import sys
 import warnings
@@ -17,11 +16,9 @@ def report(message: str) -> None:
     if message in _told or multiprocessing.parent_process() is not None:
         return
     _told.add(message)
-    frame = sys._getframe(1)
-    for level in itertools.count(2):
-        if frame.f_back is None or not frame.f_code.co_filename.startswith(_PACKAGE):
-            break
-        frame = frame.f_back
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
 

@@ -3,10 +3,11 @@
 The classes carry the names of those they replace; `cv2.SIFT` is `SIFT` below while d2feat is installed.
 Two things that programs rely on without saying so are kept as well:
 
-- Descriptors are float32 for all of them. Those of SIFT and of the binary methods become whole numbers of 0
-  to 255, as SIFT's are: a program may take their square root (RootSIFT) or cast them to uint8. That is a shift
-  and a factor, which leaves the order and the ratios of L2 distances alone; the factor makes two unrelated
-  descriptors as distant as two of SIFT's are. SURF's and KAZE's are signed and of unit length, as ours.
+- Descriptors are float32 for all of them. Those of SIFT and of the binary methods become whole numbers of
+  0 to 255, as SIFT's are: a program may take their square root (RootSIFT) or cast them to uint8. That is a
+  shift and a factor, which leaves the order and the ratios of L2 distances alone but for the rounding; the
+  factor makes two unrelated descriptors as distant as two of SIFT's are. SURF's and KAZE's are signed and of
+  unit length, as ours.
 - ``angle`` is 0, upright, where `d2feat.create` says -1: programs turn patches by it.
 """
 
@@ -63,7 +64,7 @@ class Replacement(D2Feature):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = self._bind(args, kwargs)
-        self._stored = {accessor: default for accessor, default in self.parameters.values()}
+        self._stored = dict(self.parameters.values())
         self._stored |= {self.parameters[name][0]: value for name, value in given.items()}
         budget = next((value for accessor, value in self._stored.items() if accessor in BUDGETS), 0)
         self._report(name for name in given if self.parameters[name][0] not in BUDGETS)
@@ -90,7 +91,9 @@ class Replacement(D2Feature):
         try:
             return signature.bind_partial(*args, **kwargs).arguments
         except TypeError as error:
-            raise InputError(f"{cls.__name__}_create: {error}; its parameters are {', '.join(names)}") from None
+            raise InputError(
+                f"{cls.__name__}_create: {error}; its parameters are {', '.join(names)}"
+            ) from None
 
     @classmethod
     def _report(cls, names: Iterable[str]) -> None:

@@ -16,7 +16,6 @@ from .notices import report
 from .patching import Change
 from .replacements import METHODS
 
-
 STITCHED: Final = 500
 """Features that OpenCV's own stitching takes of an image."""
 
@@ -77,7 +76,11 @@ def _consumers() -> Iterator[Change]:
     yield cv2, "AffineFeature_create", affine
     if hasattr(cv2, "BOWImgDescriptorExtractor"):
         real = cv2.BOWImgDescriptorExtractor
-        yield cv2, "BOWImgDescriptorExtractor", matchers.Facade(real, _either(real, BOWImgDescriptorExtractor))
+        yield (
+            cv2,
+            "BOWImgDescriptorExtractor",
+            matchers.Facade(real, _either(real, BOWImgDescriptorExtractor)),
+        )
     else:
         yield cv2, "BOWImgDescriptorExtractor", BOWImgDescriptorExtractor
         yield cv2, "BOWKMeansTrainer", BOWKMeansTrainer

@@ -28,9 +28,7 @@ def measure(folder: Path, names: list[str]) -> list[dict[str, Any]]:
     """Every result that sequence.py printed, with the corner error of its homography."""
     results = []
     for sequence in read_sequences(folder, names):
-        paths = [
-            next(folder.glob(f"{sequence.name}/{number}.*")) for number in (1, *sequence.homographies)
-        ]
+        paths = [next(folder.glob(f"{sequence.name}/{number}.*")) for number in (1, *sequence.homographies)]
         size = sequence.load(1).shape[1::-1]
         for method, legacy in METHODS.items():
             args = ["--ratio", *RATIOS, "--pixels", *PIXELS, "--", *paths]
@@ -67,7 +65,8 @@ def main(folder: str, *names: str) -> None:
             pairs, three, five, inliers, _ = summary(results, method=method, **wanted)
             cells += [f"{three} / {five}", f"{inliers:.0f}"]
         print(f"| {name or 'all'} | {pairs} | {' | '.join(cells)} |")
-    print("\n| ratio, RANSAC px | SIFT: within 3 / 5 px | inliers | share | d2feat: within 3 / 5 px | inliers | share |")
+    columns = "within 3 / 5 px | inliers | share"
+    print(f"\n| ratio, RANSAC px | SIFT: {columns} | d2feat: {columns} |")
     print("|---" * 7 + "|")
     for ratio in RATIOS:
         for pixels in PIXELS:

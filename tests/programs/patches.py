@@ -50,7 +50,11 @@ points = [[cv2.KeyPoint(float(x), float(y), 16) for x, y in c.reshape(-1, 2)] fo
 results["corners"] = inliers(*root.compute(img1, points[0]), *root.compute(img2, points[1]))
 
 sift = cv2.SIFT_create(300, 3, 0.03, 10, 1.6)
-grid = [cv2.KeyPoint(x, y, 20) for y in range(20, img1.shape[0] - 20, 20) for x in range(20, img1.shape[1] - 20, 20)]
+grid = [
+    cv2.KeyPoint(x, y, 20)
+    for y in range(20, img1.shape[0] - 20, 20)
+    for x in range(20, img1.shape[1] - 20, 20)
+]
 kept, dense = sift.compute(img1, grid)
 results["grid"] = [len(grid), len(kept), len(dense)]
 

@@ -1,4 +1,4 @@
-"""Homographies from the first image to the others: sequence.py [--ratio 0.7 ...] [--pixels 5 ...] IMAGE IMAGE ..."""
+"""Homographies from the first image to the others."""
 
 import argparse
 import json
@@ -31,7 +31,13 @@ for name in args.images:
         p2 = np.float32([kp[m.trainIdx].pt for m in good]).reshape(-1, 1, 2)
         for pixels in args.pixels:
             H, mask = cv2.findHomography(p1, p2, cv2.RANSAC, pixels) if len(good) >= 4 else (None, None)
-            result = {"image": name, "ratio": ratio, "pixels": pixels, "seconds": seconds, "matches": len(good)}
+            result = {
+                "image": name,
+                "ratio": ratio,
+                "pixels": pixels,
+                "seconds": seconds,
+                "matches": len(good),
+            }
             result["inliers"] = 0 if H is None else int(mask.sum())
             result["H"] = None if H is None else H.tolist()
             print(json.dumps(result), flush=True)

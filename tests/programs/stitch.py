@@ -1,4 +1,4 @@
-"""Stitch a panorama step by step with cv.detail: stitch.py [--features sift|orb] --output OUT IMAGE IMAGE ..."""
+"""Stitch a panorama step by step with cv.detail."""
 
 import argparse
 import json

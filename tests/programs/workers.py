@@ -32,4 +32,8 @@ if __name__ == "__main__":
     with open(out + ".pickle", "wb") as file:
         pickle.dump(found, file)
     loaded = np.load(out + ".npy")
-    print(json.dumps({"features": [len(k) for k, _ in found], "shape": loaded.shape, "dtype": str(loaded.dtype)}))
+    print(
+        json.dumps(
+            {"features": [len(k) for k, _ in found], "shape": loaded.shape, "dtype": str(loaded.dtype)}
+        )
+    )
