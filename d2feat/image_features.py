@@ -43,5 +43,5 @@ def to_image_features(
     made.img_idx, made.img_size = img_idx, (width, height)
     made.keypoints = tuple(keypoints)
     values = np.zeros((0, 1), np.float32) if descriptors is None else descriptors
-    made.descriptors = cv2.UMat(np.ascontiguousarray(values))
+    made.descriptors = cv2.UMat(np.ascontiguousarray(values))  # type: ignore[call-overload]  # not in stubs
     return made

@@ -88,9 +88,8 @@ def main() -> None:
     panorama = compose([images[index] for index in kept], cameras, given.surface)
     if not cv2.imwrite(given.output, panorama):
         raise SystemExit(f"cannot write {given.output}")
-    print(
-        f"stitched {len(kept)} of {len(images)} images to {given.output}, {panorama.shape[1]} x {panorama.shape[0]}"
-    )
+    size = f"{panorama.shape[1]} x {panorama.shape[0]}"
+    print(f"stitched {len(kept)} of {len(images)} images to {given.output}, {size}")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,8 @@ def test_default_replaces_what_is_gone() -> None:
         for name in ("AKAZE", "KAZE", "BRISK"):
             ours = issubclass(type(getattr(cv2, f"{name}_create")()), d2feat.D2Feature)
             assert ours == (int(cv2.__version__[0]) >= 5)
+        with d2feat.installed(**OPTIONS):
+            assert cv2.AKAZE_create().getDefaultName() == "Feature2D.AKAZE"
         assert cv2.AKAZE_DESCRIPTOR_MLDB == 5
         assert cv2.KAZE_DIFF_PM_G2 == 1
         assert not issubclass(type(cv2.ORB_create()), d2feat.D2Feature)
@@ -254,7 +256,7 @@ def test_descriptors_are_like_those_they_replace(image: np.ndarray, everything: 
     assert np.abs(again.astype(int) - des.astype(int)).max() <= 1
     assert all(one.angle == 0 for many in sift.detect([image, image]) for one in many)
     with pytest.raises(cv2.error, match="descriptorType"):
-        cv2.SIFT_create(200, 3, 0.04, 10, 1.6, cv2.CV_16S).detectAndCompute(image, None)
+        cv2.SIFT_create(200, 3, 0.04, 10, 1.6, cv2.CV_16S)
 
 
 # ---- matchers

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..feature2d import create
 from . import notices, replacements
 from .patching import swap
-from .swaps import changes, default_methods
+from .swaps import DEFAULT, changes
 
 __all__ = ["install", "installed", "uninstall"]
 
@@ -87,9 +87,7 @@ def installed(replace: str | Iterable[str] | None = None, **options: Any) -> Ite
 
 
 def _checked(replace: str | Iterable[str] | None, options: dict[str, Any]) -> Settings:
-    names = (
-        default_methods() if replace is None else replace.split(",") if isinstance(replace, str) else replace
-    )
+    names = DEFAULT if replace is None else replace.split(",") if isinstance(replace, str) else replace
     methods = tuple(name.strip().lower() for name in names)
     unknown = [name for name in methods if name not in replacements.METHODS]
     if unknown or not methods:

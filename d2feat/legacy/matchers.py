@@ -35,6 +35,8 @@ class Facade:
         return self.create(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_real":  # while it is copied
+            raise AttributeError(name)
         return getattr(self._real, name)
 
     def __instancecheck__(self, instance: Any) -> bool:
@@ -100,11 +102,11 @@ class EitherMatcher:
 
     def clone(self, emptyTrainData: bool = False) -> "EitherMatcher":
         """As of `cv2.DescriptorMatcher`."""
-        copies = [matcher.clone(emptyTrainData) for matcher in (self._binary, self._floating)]
-        return EitherMatcher(*copies, self._notice)
+        binary, floating = self._binary.clone(emptyTrainData), self._floating.clone(emptyTrainData)
+        return EitherMatcher(binary, floating, self._notice)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._binary, name)
 

@@ -11,6 +11,7 @@ Two things that programs rely on without saying so are kept as well:
 - ``angle`` is 0, upright, where `d2feat.create` says -1: programs turn patches by it.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final
@@ -68,7 +69,8 @@ class Replacement(D2Feature):
         self._stored |= {self.parameters[name][0]: value for name, value in given.items()}
         budget = next((value for accessor, value in self._stored.items() if accessor in BUDGETS), 0)
         self._report(name for name in given if self.parameters[name][0] not in BUDGETS)
-        super().__init__(**{"nfeatures": budget} | options)
+        arguments: dict[str, Any] = {"nfeatures": budget, **options}
+        super().__init__(**arguments)
 
     @classmethod
     def create(cls, *args: Any, **kwargs: Any) -> "Replacement":  # type: ignore[override]
@@ -80,13 +82,15 @@ class Replacement(D2Feature):
         """The arguments by name."""
         names = list(cls.parameters)
         signature = inspect.Signature(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD
-                if i < cls.positional
-                else inspect.Parameter.KEYWORD_ONLY,
-            )
-            for i, name in enumerate(names)
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD
+                    if i < cls.positional
+                    else inspect.Parameter.KEYWORD_ONLY,
+                )
+                for i, name in enumerate(names)
+            ]
         )
         try:
             return signature.bind_partial(*args, **kwargs).arguments
@@ -111,8 +115,7 @@ class Replacement(D2Feature):
     def extract(self, image: Any, mask: Any = None) -> Features:
         """As `D2Feature.extract`, with this detector's kind of descriptors."""
         found = super().extract(image, mask)
-        values = self._converted(found.descriptors)
-        return Features(found.keypoints, found.scores, found.scales, values, found.image_size)
+        return dataclasses.replace(found, descriptors=self._converted(found.descriptors))
 
     def describe(self, image: Any, points: npt.ArrayLike) -> Any:
         """As `D2Feature.describe`, with this detector's kind of descriptors."""
@@ -130,7 +133,7 @@ class Replacement(D2Feature):
     def _converted(self, descriptors: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         if not self.bytelike:
             return descriptors
-        values = np.rint(descriptors * np.float32(FACTOR) + np.float32(SHIFT)).clip(0, 255)
+        values: npt.NDArray[Any] = np.rint(descriptors * np.float32(FACTOR) + np.float32(SHIFT)).clip(0, 255)
         return values.astype(np.uint8 if self.descriptorType() == cv2.CV_8U else np.float32)
 
     def getDefaultName(self) -> str:
@@ -138,7 +141,7 @@ class Replacement(D2Feature):
         return f"Feature2D.{type(self).__name__}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.__dict__)
+        return _rebuild, (type(self), self.__dict__ | {"_stored": dict(self._stored)})
 
 
 class SIFT(Replacement):
@@ -157,9 +160,14 @@ class SIFT(Replacement):
 
     @classmethod
     def _bind(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if len(args) == 6 and isinstance(args[5], bool):  # of OpenCV's two overloads the one without a type
-            args, kwargs = args[:5], {"enable_precise_upscale": args[5], **kwargs}
-        return super()._bind(args, kwargs)
+        if len(args) == 6 and isinstance(args[-1], bool):  # of OpenCV's two overloads the one without a type
+            args, kwargs = args[:-1], {"enable_precise_upscale": args[-1], **kwargs}
+        given = super()._bind(args, kwargs)
+        if given.get("descriptorType", cv2.CV_32F) not in (cv2.CV_32F, cv2.CV_8U):
+            raise InputError(
+                f"SIFT's descriptorType is cv2.CV_32F or cv2.CV_8U, not {given['descriptorType']!r}"
+            )
+        return given
 
     @classmethod
     def _report(cls, names: Iterable[str]) -> None:
@@ -167,10 +175,7 @@ class SIFT(Replacement):
 
     def descriptorType(self) -> int:
         """`cv2.CV_32F`, or `cv2.CV_8U` if the constructor was told so."""
-        kind = self._stored["DescriptorType"]
-        if kind not in (cv2.CV_32F, cv2.CV_8U):
-            raise InputError(f"SIFT's descriptorType is cv2.CV_32F or cv2.CV_8U, not {kind!r}")
-        return int(kind)
+        return int(self._stored["DescriptorType"])
 
 
 class SURF(Replacement):

@@ -20,10 +20,12 @@ STITCHED: Final = 500
 """Features that OpenCV's own stitching takes of an image."""
 
 
-def default_methods() -> list[str]:
-    """SIFT and SURF, and what this OpenCV lacks."""
-    lacking = [name for name in ("akaze", "kaze", "brisk") if not hasattr(cv2, f"{name.upper()}_create")]
-    return ["sift", "surf", *lacking]
+DEFAULT: Final = (
+    "sift",
+    "surf",
+    *(name for name in ("akaze", "kaze", "brisk") if not hasattr(cv2, f"{name.upper()}_create")),
+)
+"""Methods that are replaced if none is named: those two, and what OpenCV, here still as it came, lacks."""
 
 
 def changes(methods: Sequence[str]) -> Iterator[Change]:
@@ -54,15 +56,15 @@ def _detectors(methods: Sequence[str]) -> Iterator[Change]:
 def _matchers() -> Iterator[Change]:
     brute_force = matchers.make_brute_force(cv2.BFMatcher)
     flann = matchers.make_flann(cv2.FlannBasedMatcher)
-    named = matchers.make_named(cv2.DescriptorMatcher_create, brute_force)
-    index = matchers.make_flann_index(cv2.flann_Index)
+    named = matchers.make_named(cv2.DescriptorMatcher_create, brute_force)  # type: ignore[attr-defined]
+    index = matchers.make_flann_index(cv2.flann_Index)  # type: ignore[attr-defined]
     yield cv2, "BFMatcher", matchers.Facade(cv2.BFMatcher, brute_force)
     yield cv2, "BFMatcher_create", brute_force
     yield cv2, "FlannBasedMatcher", matchers.Facade(cv2.FlannBasedMatcher, flann)
     yield cv2, "FlannBasedMatcher_create", flann
     yield cv2, "DescriptorMatcher", matchers.Facade(cv2.DescriptorMatcher, named)
     yield cv2, "DescriptorMatcher_create", named
-    yield cv2, "flann_Index", matchers.Facade(cv2.flann_Index, index)
+    yield cv2, "flann_Index", matchers.Facade(cv2.flann_Index, index)  # type: ignore[attr-defined]
     yield cv2.flann, "Index", matchers.Facade(cv2.flann.Index, index)
 
 
@@ -71,7 +73,7 @@ def _consumers() -> Iterator[Change]:
     one, several = cv2.detail.computeImageFeatures2, cv2.detail.computeImageFeatures
     yield cv2.detail, "computeImageFeatures2", _either(one, _compute_image_features)
     yield cv2.detail, "computeImageFeatures", _either(several, _compute_all_image_features)
-    affine = _either(cv2.AffineFeature_create, _no_affine_feature)
+    affine = _either(cv2.AffineFeature_create, _no_affine_feature)  # type: ignore[attr-defined]
     yield cv2, "AffineFeature", matchers.Facade(cv2.AffineFeature, affine)
     yield cv2, "AffineFeature_create", affine
     if hasattr(cv2, "BOWImgDescriptorExtractor"):
@@ -105,7 +107,8 @@ def _compute_image_features(featuresFinder: Any, image: Any, mask: Any = None) -
         )
         featuresFinder = copy.copy(featuresFinder)
         featuresFinder.setNFeatures(STITCHED)
-    return to_image_features(*featuresFinder.detectAndCompute(pixels, mask), pixels.shape[1::-1])
+    keypoints, descriptors = featuresFinder.detectAndCompute(pixels, mask)
+    return to_image_features(keypoints, descriptors, pixels.shape[1::-1])
 
 
 def _compute_all_image_features(featuresFinder: Any, images: Any, masks: Any = None) -> tuple[Any, ...]:
