@@ -23,6 +23,8 @@ from .affine import AffineFeature
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
 from .feature2d import MULTISCALE, D2Feature, create
 from .features import Features
+from .image_features import to_image_features
+from .legacy import install, installed, uninstall
 from .matching import match
 from .model import available_models
 from .native import create_native
@@ -42,5 +44,9 @@ __all__ = [
     "available_models",
     "create",
     "create_native",
+    "install",
+    "installed",
     "match",
+    "to_image_features",
+    "uninstall",
 ]

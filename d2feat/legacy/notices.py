@@ -1,0 +1,27 @@
+"""What the user is told of replacements: once each, where the program's own line is the cause."""
+
+import multiprocessing
+import sys
+import warnings
+from pathlib import Path
+from typing import Final
+
+_PACKAGE: Final = str(Path(__file__).parents[1])
+
+_told: set[str] = set()
+
+
+def report(message: str) -> None:
+    """Warn of something once in a program; worker processes leave it to their parent."""
+    if message in _told or multiprocessing.parent_process() is not None:
+        return
+    _told.add(message)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def forget() -> None:
+    """Report everything again."""
+    _told.clear()

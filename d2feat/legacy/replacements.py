@@ -1,0 +1,283 @@
+"""D2-Net with the constructors, setters and getters of the detectors it replaces.
+
+The classes carry the names of those they replace; `cv2.SIFT` is `SIFT` below while d2feat is installed.
+Two things that programs rely on without saying so are kept as well:
+
+- Descriptors are float32 for all of them. Those of SIFT and of the binary methods become whole numbers of
+  0 to 255, as SIFT's are: a program may take their square root (RootSIFT) or cast them to uint8. That is a
+  shift and a factor, which leaves the order and the ratios of L2 distances alone but for the rounding; the
+  factor makes two unrelated descriptors as distant as two of SIFT's are. SURF's and KAZE's are signed and of
+  unit length, as ours.
+- ``angle`` is 0, upright, where `d2feat.create` says -1: programs turn patches by it.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..feature2d import D2Feature
+from ..features import Features
+from .notices import report
+
+FACTOR: Final = 384.0
+"""Two unrelated descriptors are sqrt(2) apart; two of SIFT's are about 540."""
+SHIFT: Final = 128.0
+
+BUDGETS: Final = ("NFeatures", "MaxFeatures", "MaxPoints")
+
+options: dict[str, Any] = {}
+"""What `d2feat.create` is called with beside a program's own number of features; set by `install`."""
+
+
+def _getter(accessor: str) -> Callable[[Any], Any]:
+    def get(self: "Replacement") -> Any:
+        return self.getNFeatures() if accessor in BUDGETS else self._stored[accessor]
+
+    return get
+
+
+def _setter(name: str, accessor: str) -> Callable[[Any, Any], None]:
+    def set_(self: "Replacement", value: Any) -> None:
+        if accessor in BUDGETS:
+            self.setNFeatures(value)
+        else:
+            self._report([name])
+            self._stored[accessor] = value
+
+    return set_
+
+
+class Replacement(D2Feature):
+    """A `D2Feature` that is made and set as another detector is."""
+
+    parameters: ClassVar[dict[str, tuple[str, Any]]] = {}
+    """By name, in the order of the constructor: what follows get and set, and the default."""
+    positional: ClassVar[int] = 0
+    """How many of them may be given by position."""
+    bytelike: ClassVar[bool] = True
+    """Whether descriptors are whole numbers of 0 to 255."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = self._bind(args, kwargs)
+        self._stored = dict(self.parameters.values())
+        self._stored |= {self.parameters[name][0]: value for name, value in given.items()}
+        budget = next((value for accessor, value in self._stored.items() if accessor in BUDGETS), 0)
+        self._report(name for name in given if self.parameters[name][0] not in BUDGETS)
+        arguments: dict[str, Any] = {"nfeatures": budget, **options}
+        super().__init__(**arguments)
+
+    @classmethod
+    def create(cls, *args: Any, **kwargs: Any) -> "Replacement":  # type: ignore[override]
+        """The constructor under its other name."""
+        return cls(*args, **kwargs)
+
+    @classmethod
+    def _bind(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name."""
+        names = list(cls.parameters)
+        signature = inspect.Signature(
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD
+                    if i < cls.positional
+                    else inspect.Parameter.KEYWORD_ONLY,
+                )
+                for i, name in enumerate(names)
+            ]
+        )
+        try:
+            return signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InputError(
+                f"{cls.__name__}_create: {error}; its parameters are {', '.join(names)}"
+            ) from None
+
+    @classmethod
+    def _report(cls, names: Iterable[str]) -> None:
+        for name in names:
+            report(f"{cls.__name__}: {name} means nothing to D2-Net, which replaces it; it is only stored")
+
+    def __init_subclass__(cls) -> None:
+        for name, (accessor, _) in cls.__dict__.get("parameters", {}).items():
+            if accessor != "NFeatures":  # D2Feature's own
+                setattr(cls, f"get{accessor}", _getter(accessor))
+                setattr(cls, f"set{accessor}", _setter(name, accessor))
+
+    # ---- results as the replaced detector gives them
+
+    def extract(self, image: Any, mask: Any = None) -> Features:
+        """As `D2Feature.extract`, with this detector's kind of descriptors."""
+        found = super().extract(image, mask)
+        return dataclasses.replace(found, descriptors=self._converted(found.descriptors))
+
+    def describe(self, image: Any, points: npt.ArrayLike) -> Any:
+        """As `D2Feature.describe`, with this detector's kind of descriptors."""
+        return self._converted(super().describe(image, points))
+
+    def detect(self, *args: Any, **kwargs: Any) -> Any:
+        """As `D2Feature.detect`."""
+        return _upright(super().detect(*args, **kwargs))
+
+    def detectAndCompute(self, *args: Any, **kwargs: Any) -> tuple[tuple[cv2.KeyPoint, ...], Any]:
+        """As `D2Feature.detectAndCompute`."""
+        keypoints, descriptors = super().detectAndCompute(*args, **kwargs)
+        return _upright(keypoints), descriptors
+
+    def _converted(self, descriptors: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        if not self.bytelike:
+            return descriptors
+        values: npt.NDArray[Any] = np.rint(descriptors * np.float32(FACTOR) + np.float32(SHIFT)).clip(0, 255)
+        return values.astype(np.uint8 if self.descriptorType() == cv2.CV_8U else np.float32)
+
+    def getDefaultName(self) -> str:
+        """Name of the replaced class."""
+        return f"Feature2D.{type(self).__name__}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.__dict__ | {"_stored": dict(self._stored)})
+
+
+class SIFT(Replacement):
+    """In the place of `cv2.SIFT`."""
+
+    parameters: ClassVar = {
+        "nfeatures": ("NFeatures", 0),
+        "nOctaveLayers": ("NOctaveLayers", 3),
+        "contrastThreshold": ("ContrastThreshold", 0.04),
+        "edgeThreshold": ("EdgeThreshold", 10.0),
+        "sigma": ("Sigma", 1.6),
+        "descriptorType": ("DescriptorType", cv2.CV_32F),
+        "enable_precise_upscale": ("EnablePreciseUpscale", False),
+    }
+    positional = 7
+
+    @classmethod
+    def _bind(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if len(args) == 6 and isinstance(args[-1], bool):  # of OpenCV's two overloads the one without a type
+            args, kwargs = args[:-1], {"enable_precise_upscale": args[-1], **kwargs}
+        given = super()._bind(args, kwargs)
+        if given.get("descriptorType", cv2.CV_32F) not in (cv2.CV_32F, cv2.CV_8U):
+            raise InputError(
+                f"SIFT's descriptorType is cv2.CV_32F or cv2.CV_8U, not {given['descriptorType']!r}"
+            )
+        return given
+
+    @classmethod
+    def _report(cls, names: Iterable[str]) -> None:
+        super()._report(name for name in names if name != "descriptorType")
+
+    def descriptorType(self) -> int:
+        """`cv2.CV_32F`, or `cv2.CV_8U` if the constructor was told so."""
+        return int(self._stored["DescriptorType"])
+
+
+class SURF(Replacement):
+    """In the place of `cv2.xfeatures2d.SURF`."""
+
+    parameters: ClassVar = {
+        "hessianThreshold": ("HessianThreshold", 100.0),
+        "nOctaves": ("NOctaves", 4),
+        "nOctaveLayers": ("NOctaveLayers", 3),
+        "extended": ("Extended", False),
+        "upright": ("Upright", False),
+    }
+    positional = 5
+    bytelike = False
+
+
+class KAZE(Replacement):
+    """In the place of `cv2.KAZE`."""
+
+    parameters: ClassVar = {
+        "extended": ("Extended", False),
+        "upright": ("Upright", False),
+        "threshold": ("Threshold", 0.001),
+        "nOctaves": ("NOctaves", 4),
+        "nOctaveLayers": ("NOctaveLayers", 4),
+        "diffusivity": ("Diffusivity", 1),
+    }
+    positional = 6
+    bytelike = False
+    DIFF_PM_G1, DIFF_PM_G2, DIFF_WEICKERT, DIFF_CHARBONNIER = range(4)
+
+
+class AKAZE(Replacement):
+    """In the place of `cv2.AKAZE`."""
+
+    parameters: ClassVar = {
+        "descriptor_type": ("DescriptorType", 5),
+        "descriptor_size": ("DescriptorSize", 0),
+        "descriptor_channels": ("DescriptorChannels", 3),
+        "threshold": ("Threshold", 0.001),
+        "nOctaves": ("NOctaves", 4),
+        "nOctaveLayers": ("NOctaveLayers", 4),
+        "diffusivity": ("Diffusivity", 1),
+        "max_points": ("MaxPoints", -1),
+    }
+    positional = 8
+    DESCRIPTOR_KAZE_UPRIGHT, DESCRIPTOR_KAZE, DESCRIPTOR_MLDB_UPRIGHT, DESCRIPTOR_MLDB = range(2, 6)
+
+
+class BRISK(Replacement):
+    """In the place of `cv2.BRISK`."""
+
+    parameters: ClassVar = {
+        "thresh": ("Threshold", 30),
+        "octaves": ("Octaves", 3),
+        "patternScale": ("PatternScale", 1.0),
+        "radiusList": ("RadiusList", None),
+        "numberList": ("NumberList", None),
+        "dMax": ("DMax", 5.85),
+        "dMin": ("DMin", 8.2),
+        "indexChange": ("IndexChange", None),
+    }
+    positional = 3
+
+
+class ORB(Replacement):
+    """In the place of `cv2.ORB`."""
+
+    parameters: ClassVar = {
+        "nfeatures": ("MaxFeatures", 500),
+        "scaleFactor": ("ScaleFactor", 1.2),
+        "nlevels": ("NLevels", 8),
+        "edgeThreshold": ("EdgeThreshold", 31),
+        "firstLevel": ("FirstLevel", 0),
+        "WTA_K": ("WTA_K", 2),
+        "scoreType": ("ScoreType", 0),
+        "patchSize": ("PatchSize", 31),
+        "fastThreshold": ("FastThreshold", 20),
+    }
+    positional = 9
+    HARRIS_SCORE, FAST_SCORE = range(2)
+
+
+METHODS: Final[dict[str, type[Replacement]]] = {
+    "sift": SIFT,
+    "surf": SURF,
+    "orb": ORB,
+    "akaze": AKAZE,
+    "kaze": KAZE,
+    "brisk": BRISK,
+}
+
+
+def _upright(found: Any) -> Any:
+    """The keypoints, or tuples of them, with an angle of 0 where there was none."""
+    for keypoint in found:
+        if isinstance(keypoint, cv2.KeyPoint) and keypoint.angle == -1:
+            keypoint.angle = 0.0
+    return found
+
+
+def _rebuild(cls: type[Replacement], state: dict[str, Any]) -> Replacement:
+    made = cls.__new__(cls)
+    made.__dict__.update(state)
+    return made
