@@ -1,0 +1,188 @@
+"""Features and matches in HDF5, in the layout of hloc (Sarlin et al., CVPR 2019), which its tools read.
+
+A group for each image, named as the image is (a slash makes a group in a group), with the datasets
+
+- ``keypoints``: N x 2 float32, (x, y) in pixels, pixel centres at integers, as hloc has them; it adds the
+  half pixel of COLMAP's coordinates when it fills a database. Attribute ``uncertainty``, in pixels.
+- ``scores``, ``scales``: N float32.
+- ``descriptors``: C x N float16 (one column a keypoint), as hloc's own writer rounds them: half the disk
+  space, an error of 2e-5 an element. Keypoints are not rounded so: beyond 1024 px half precision is 1 px.
+- ``image_size``: (width, height).
+
+A group for each pair, ``NAME0/NAME1`` with the slashes of the names replaced by "-":
+
+- ``matches0``: N0 int32, for each keypoint of image 0 the index of its match in image 1, or -1.
+- ``matching_scores0``: N0 float16, 0 where there is no match.
+
+A process that is killed while it writes can leave an HDF5 file that nobody can read. So what must survive is
+written by `replacing`, and long work as one such file a step, joined by `pack` at the end.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import D2FeatError, InputError
+from .features import Features
+
+
+def write_features(file: Any, name: str, features: Features) -> None:
+    """Write the features of the image `name` into an `h5py.File` or group; what was there goes."""
+    group = _fresh_group(file, name)
+    keypoints = group.create_dataset("keypoints", data=features.keypoints)
+    keypoints.attrs["uncertainty"] = float(features.scales.mean()) if len(features) else 1.0
+    group["scores"] = features.scores
+    group["scales"] = features.scales
+    group["descriptors"] = features.descriptors.T.astype(np.float16)
+    group["image_size"] = np.array(features.image_size)
+
+
+def read_features(file: Any, name: str) -> Features:
+    """The features of the image `name`; files of hloc and of others may lack scores and scales, then 1.
+
+    Raises:
+        InputError: the file has no such image, or it is not in this layout.
+    """
+    group = _group(file, name)
+    keypoints, descriptors = _dataset(group, "keypoints"), _dataset(group, "descriptors")
+    count = len(keypoints)
+    if keypoints.shape != (count, 2) or descriptors.ndim != 2 or descriptors.shape[1] != count:
+        raise InputError(
+            f"{name}: keypoints of shape {keypoints.shape} and descriptors of shape {descriptors.shape}; "
+            "hloc's layout has N x 2 and C x N"
+        )
+    ones = np.ones(count, np.float32)
+    width, height = _dataset(group, "image_size").tolist()
+    return Features(
+        keypoints.astype(np.float32),
+        group["scores"][()].astype(np.float32) if "scores" in group else ones,
+        group["scales"][()].astype(np.float32) if "scales" in group else ones,
+        np.ascontiguousarray(descriptors.T, np.float32),
+        (int(width), int(height)),
+    )
+
+
+def write_matches(
+    file: Any,
+    name0: str,
+    name1: str,
+    matches: npt.NDArray[np.integer[Any]],
+    scores: npt.NDArray[np.floating[Any]],
+    count: int,
+) -> None:
+    """Write the matches of two images into an `h5py.File` or group; what was there goes.
+
+    Args:
+        matches: M x 2, indices of keypoints of image 0 and 1; no keypoint of image 0 occurs twice.
+        scores: M, higher is better.
+        count: keypoints of image 0.
+    """
+    group = _fresh_group(file, _pair_name(name0, name1))
+    matches0, scores0 = np.full(count, -1, np.int32), np.zeros(count, np.float16)
+    matches0[matches[:, 0]] = matches[:, 1]
+    scores0[matches[:, 0]] = scores
+    group["matches0"] = matches0
+    group["matching_scores0"] = scores0
+
+
+def read_matches(file: Any, name0: str, name1: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """M x 2 indices of the keypoints of image 0 and 1, and M scores, whichever way round they were written.
+
+    Raises:
+        InputError: the file has no such pair, or it is not in this layout.
+    """
+    turned = _pair_name(name0, name1) not in file and _pair_name(name1, name0) in file
+    group = _group(file, _pair_name(*((name1, name0) if turned else (name0, name1))))
+    matches0 = _dataset(group, "matches0").astype(np.int64)
+    found = np.flatnonzero(matches0 >= 0)
+    scores = group["matching_scores0"][()][found] if "matching_scores0" in group else np.ones(len(found))
+    order = [1, 0] if turned else [0, 1]
+    return np.column_stack([found, matches0[found]])[:, order], scores.astype(np.float32)
+
+
+def image_names(file: Any) -> list[str]:
+    """Names of the images that have features in an open `h5py.File`, sorted."""
+    names: list[str] = []
+    file.visit(lambda path: names.append(path.removesuffix("/keypoints")) if _is_keypoints(path) else None)
+    return sorted(names)
+
+
+def open_hdf5(path: str | os.PathLike[str], mode: str = "r") -> Any:
+    """The `h5py.File` at `path`.
+
+    Raises:
+        D2FeatError: h5py is not installed.
+        InputError: there is no such file, or it is not HDF5.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise D2FeatError(
+            f"HDF5 files are read and written by h5py, which cannot be imported ({error}); "
+            "pip install 'd2feat[sfm]'"
+        ) from error
+    try:
+        return h5py.File(path, mode)
+    except FileNotFoundError:
+        raise InputError(f"no HDF5 file at {os.fspath(path)}") from None
+    except OSError as error:
+        raise InputError(f"cannot open {os.fspath(path)} as HDF5: {error}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A new `h5py.File` that takes its place at `path` when all is written, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open_hdf5(partial, "w") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def pack(parts: Iterable[Path], path: Path) -> None:
+    """Join HDF5 files into one new file at `path`; a group that several hold in part is merged."""
+    with replacing(path) as whole:
+        for part in parts:
+            with open_hdf5(part) as file:
+                _merge(file, whole)
+
+
+def _merge(source: Any, target: Any) -> None:
+    for name, item in source.items():
+        if hasattr(item, "items") and name in target:
+            _merge(item, target[name])
+        else:
+            source.copy(item, target, name)
+
+
+def _is_keypoints(path: str) -> bool:
+    return path.endswith("/keypoints")
+
+
+def _pair_name(name0: str, name1: str) -> str:
+    return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
+
+
+def _fresh_group(file: Any, name: str) -> Any:
+    if name in file:
+        del file[name]
+    return file.create_group(name)
+
+
+def _group(file: Any, name: str) -> Any:
+    if name not in file:
+        raise InputError(f"{file.file.filename} holds no {name}")
+    return file[name]
+
+
+def _dataset(group: Any, name: str) -> npt.NDArray[Any]:
+    if name not in group:
+        raise InputError(f"{group.file.filename} has no dataset {name} in {group.name}: not hloc's layout")
+    return np.asarray(group[name][()])
