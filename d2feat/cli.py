@@ -15,6 +15,7 @@ from . import MULTISCALE, __version__, available_models, create
 from .errors import InputError
 from .evaluation.cli import app as evaluation
 from .model import DEFAULT
+from .sfm.cli import localize, reconstruct
 
 if TYPE_CHECKING:
     from .compare import Comparison
@@ -59,6 +60,8 @@ app = typer.Typer(
     help="D2-Net local features for OpenCV: match images, see the demo, examine this installation.",
 )
 app.add_typer(evaluation, name="eval")
+app.command()(reconstruct)
+app.command()(localize)
 console = Console(highlight=False)
 
 NFeatures = Annotated[

@@ -137,7 +137,7 @@ def open_hdf5(path: str | os.PathLike[str], mode: str = "r") -> Any:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
     """A new `h5py.File` that takes its place at `path` when all is written, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(path.name + ".partial")
     try:
         with open_hdf5(partial, "w") as file:
             yield file
@@ -147,11 +147,16 @@ def replacing(path: Path) -> Iterator[Any]:
 
 
 def pack(parts: Iterable[Path], path: Path) -> None:
-    """Join HDF5 files into one new file at `path`; a group that several hold in part is merged."""
+    """Join HDF5 files into one new file at `path`.
+
+    A group that several hold in part is merged; numbers that are attributes of the files are added up.
+    """
     with replacing(path) as whole:
         for part in parts:
             with open_hdf5(part) as file:
                 _merge(file, whole)
+                for name, number in file.attrs.items():
+                    whole.attrs[name] = whole.attrs.get(name, 0) + number
 
 
 def _merge(source: Any, target: Any) -> None:

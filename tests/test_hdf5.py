@@ -139,8 +139,10 @@ def test_parts_are_packed_with_groups_merged(tmp_path: Path) -> None:
     for part, name, features in (("1.h5", "db/a", one), ("2.h5", "db/b", two)):
         with hdf5.replacing(tmp_path / part) as file:
             hdf5.write_features(file, name, features)
+            file.attrs["seconds"] = 1.5
     hdf5.pack([tmp_path / "1.h5", tmp_path / "2.h5"], tmp_path / "f.h5")
     with hdf5.open_hdf5(tmp_path / "f.h5") as file:
         assert hdf5.image_names(file) == ["db/a", "db/b"]
+        assert file.attrs["seconds"] == 3
         np.testing.assert_array_equal(hdf5.read_features(file, "db/b").keypoints, two.keypoints)
         assert file["db/a/keypoints"].attrs["uncertainty"] == 1.5

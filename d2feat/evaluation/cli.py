@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import D2FeatError
 from ..feature2d import MULTISCALE
+from ..sfm.cli import eval_localization, eval_retrieval
 from .methods import open_methods
 from .report import draw_curves, tables, write_json
 from .sequences import ImageSequence, evaluate, read_sequences
@@ -19,6 +20,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Compare d2feat with OpenCV's features on image sequences whose homographies are known.",
 )
+app.command("localization")(eval_localization)
+app.command("retrieval")(eval_retrieval)
 
 Methods = Annotated[
     str, typer.Option(help="comma-separated: sift, rootsift, orb, akaze, and names or paths of d2feat models")
