@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..errors import D2FeatError
 from ..feature2d import MULTISCALE
 from ..sfm.cli import eval_localization, eval_retrieval
-from .methods import open_methods
+from .methods import Method, open_methods
+from .pose import evaluate_poses, pose_table, read_pose_pairs
 from .report import draw_curves, tables, write_json
 from .sequences import ImageSequence, evaluate, read_sequences
 from .synthetic import make_sequences
@@ -69,17 +70,36 @@ def synthetic(
     _run(made, [*_split(methods), *(model or [])], nfeatures, multiscale, out)
 
 
+@app.command()
+def pose(
+    pairs: Annotated[
+        Path, typer.Argument(help="list of pairs as SuperGlue's evaluation has", metavar="PAIRS")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="folder of the images; that of PAIRS by default")
+    ] = None,
+    methods: Methods = "d2net,sift,orb",
+    nfeatures: Budget = 2048,
+    model: Models = None,
+    multiscale: Multiscale = False,
+) -> None:
+    """Compare relative poses estimated on PAIRS, lines of NAME0 NAME1 ROT0 ROT1 K0 K1 T_0TO1."""
+    console = Console(highlight=False)
+    found = read_pose_pairs(pairs)
+    opened = _open([*_split(methods), *(model or [])], nfeatures, multiscale, console)[0]
+    with _progress() as progress:
+        task = progress.add_task("", total=len(found) * len(opened))
+        folder = pairs.parent if images is None else images
+        results = evaluate_poses(found, folder, opened, lambda: progress.update(task, advance=1))
+    console.print(pose_table(results))
+
+
 def _run(
     found: list[ImageSequence], names: list[str], nfeatures: int, multiscale: bool, out: Path | None
 ) -> None:
     console = Console(highlight=False)
-    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,))
-    for name, reason in skipped.items():
-        console.print(f"{name} is left out: {reason}", markup=False)
-    if not methods:
-        raise D2FeatError("no method is left to evaluate")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    methods, skipped = _open(names, nfeatures, multiscale, console)
+    with _progress() as progress:
         images = sum(1 + len(sequence.homographies) for sequence in found)
         task = progress.add_task("", total=images * len(methods))
         evaluation = evaluate(
@@ -96,6 +116,22 @@ def _run(
         write_json(evaluation, out / "evaluation.json")
         draw_curves(evaluation, out / "mma.png")
         console.print(f"wrote {out / 'evaluation.json'} and {out / 'mma.png'}", markup=False, soft_wrap=True)
+
+
+def _open(
+    names: list[str], nfeatures: int, multiscale: bool, console: Console
+) -> tuple[list[Method], dict[str, str]]:
+    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,))
+    for name, reason in skipped.items():
+        console.print(f"{name} is left out: {reason}", markup=False)
+    if not methods:
+        raise D2FeatError("no method is left to evaluate")
+    return methods, skipped
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _split(names: str) -> list[str]:

@@ -99,11 +99,11 @@ def eval_localization(folder: Reconstruction) -> None:
     """Localise each photo of the reconstruction in MODEL against the rest; with SIFT's, if it is there."""
     from .leave_one_out import leave_one_out
     from .localize import MODEL
-    from .methods import D2NET, SIFT, Method
+    from .methods import D2NET, D2NET_MATCHING, SIFT, SIFT_MATCHING, Method
 
     table = _columns("method", "photos", "found", "rotation, deg", "90 %", "position, %", "90 % ", "inliers")
     # Features are read from the reconstruction: nothing is extracted, only the rules of matching matter.
-    rules = {D2NET: (folder, {}), SIFT: (folder / SIFT_FOLDER, {"ratio": 0.8, "maxDistance": 0.7})}
+    rules = {D2NET: (folder, D2NET_MATCHING), SIFT: (folder / SIFT_FOLDER, SIFT_MATCHING)}
     for name, (place, matching) in rules.items():
         if name == SIFT and not (place / MODEL).is_dir():
             continue

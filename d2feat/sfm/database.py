@@ -25,6 +25,7 @@ def build_database(
     features: Any,
     matches: Any,
     pairs: Iterable[Pair],
+    min_inliers: float = 0.0,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the database at `path`, whole or not at all.
@@ -35,6 +36,7 @@ def build_database(
     Args:
         cameras: of each photo, by name; the photos' order is COLMAP's.
         features, matches: open files in `d2feat.hdf5`'s layout.
+        min_inliers: share of the matches that must agree on a pair's geometry.
         advance: called after each pair.
     """
     partial = path.with_name(path.name + ".partial")
@@ -44,17 +46,20 @@ def build_database(
         ids = {name: number for number, name in enumerate(cameras, 1)}
         for one, two in pairs:
             found, _ = hdf5.read_matches(matches, one, two)
-            geometry = verify(cameras[one], keypoints[one], cameras[two], keypoints[two], found)
+            geometry = verify(cameras[one], keypoints[one], cameras[two], keypoints[two], found, min_inliers)
             database.write_matches(ids[one], ids[two], found.astype(np.uint32))
             database.write_two_view_geometry(ids[one], ids[two], geometry)
             advance()
     partial.replace(path)
 
 
-def verify(camera1: Any, points1: Any, camera2: Any, points2: Any, matches: Any) -> Any:
+def verify(
+    camera1: Any, points1: Any, camera2: Any, points2: Any, matches: Any, min_inliers: float = 0.0
+) -> Any:
     """The `pycolmap.TwoViewGeometry` of M x 2 matches of N x 2 points in COLMAP's coordinates."""
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.max_error = MAX_ERROR
+    options.min_inlier_ratio = min_inliers
     options.ransac.random_seed = SEED
     return pycolmap.estimate_two_view_geometry(
         camera1, points1, camera2, points2, matches.astype(np.uint32), options

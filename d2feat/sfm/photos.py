@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InputError
 from ..features import Floats
 from ..images import Image
+from ..orientation import to_stored, turned
 from .colmap import pycolmap
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
@@ -38,18 +39,8 @@ class Photo:
         return (height, width) if self.quarters % 2 else (width, height)
 
     def to_stored(self, points: Floats) -> Floats:
-        """N x 2 positions in `upright` to those in the file's pixels."""
-        x, y = points.T
-        width, height = (np.float32(side - 1) for side in self.stored_size)
-        turned = [(x, y), (width - y, x), (width - x, height - y), (y, height - x)][self.quarters]
-        return np.column_stack(turned)
-
-    def to_upright(self, points: Floats) -> Floats:
-        """The inverse of `to_stored`."""
-        x, y = points.T
-        width, height = (np.float32(side - 1) for side in self.stored_size)
-        turned = [(x, y), (y, width - x), (width - x, height - y), (height - y, x)][self.quarters]
-        return np.column_stack(turned)
+        """N x 2 positions in `upright` in the file's pixels."""
+        return to_stored(points, self.stored_size, self.quarters)
 
 
 def find_photos(folder: Path) -> list[str]:
@@ -80,7 +71,7 @@ def read_photo(path: Path) -> Photo:
         )
     bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
     quarters = _QUARTERS.get(bitmap.exif_orientation() or 1, 0) if bitmap else 0
-    return Photo(np.ascontiguousarray(np.rot90(image, quarters), np.uint8), quarters)
+    return Photo(turned(np.asarray(image, np.uint8), quarters), quarters)
 
 
 def cameras_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:

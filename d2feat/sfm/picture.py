@@ -26,7 +26,7 @@ def draw_model(model: Any, path: Path, title: str = "") -> None:
     figure: Any = Figure(figsize=(11, 5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (x, y), name in zip(figure.subplots(1, 2), ((0, 2), (0, 1)), ("above", "front"), strict=True):
-        axes.scatter(*positions[near][:, [x, y]].T, c=colours[near], s=1.5, linewidths=0)
+        axes.scatter(*positions[near][:, [x, y]].T, c=colours[near], s=3, linewidths=0)
         lines = [side[:, [x, y]] for image in images for side in _pyramid(image, size) @ upright.T]
         axes.add_collection(LineCollection(lines, colors="#D55E00", linewidths=0.8))
         axes.plot(*centres[:, [x, y]].T, ".", color="#D55E00", markersize=3)
@@ -41,7 +41,7 @@ def draw_model(model: Any, path: Path, title: str = "") -> None:
 
 
 def _pyramid(image: Any, size: float) -> Any:
-    """8 x 2 x 3: the edges of a camera's pyramid, `size` high, in the world; the first begins at its centre."""
+    """8 x 2 x 3: the edges of a camera's pyramid, `size` high, in the world; first from its centre."""
     camera = image.camera
     corners = np.array([(0, 0), (camera.width, 0), (camera.width, camera.height), (0, camera.height)], float)
     centre = (camera.width / 2, camera.height / 2)

@@ -69,7 +69,8 @@ def reconstruct(
         )
     names = find_photos(folder)
     sizes = {name: (folder / name).stat().st_size for name in names}
-    claim(out, {"method": method.name, **method.settings, "pairs": pairing, "photos": sizes})
+    rules = {"matching": method.matching, "min_inliers": method.min_inliers, "pairs": pairing}
+    claim(out, {"method": method.name, **method.settings, **rules, "photos": sizes})
     extract_photos(folder, names, method, out, lambda done: progress("extraction", done, len(names)))
     pairs = choose_pairs(names, out, pairing)
     match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
@@ -77,7 +78,9 @@ def reconstruct(
     for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
         with hdf5.open_hdf5(out / name) as file:
             seconds[stage] = float(file.attrs.get("seconds", 0))
-    seconds["verification"] = _timed(out / DATABASE, lambda: _verify(folder, names, out, pairs, progress))
+    seconds["verification"] = _timed(
+        out / DATABASE, lambda: _verify(folder, names, out, pairs, method.min_inliers, progress)
+    )
     seconds["mapping"] = _timed(out / MODEL, lambda: _map(folder, out, len(names), progress))
     model = pycolmap.Reconstruction(out / MODEL)
     model.export_PLY(out / "points.ply")
@@ -109,7 +112,14 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
     return pairs
 
 
-def _verify(folder: Path, names: Sequence[str], out: Path, pairs: Sequence[Pair], progress: Progress) -> None:
+def _verify(
+    folder: Path,
+    names: Sequence[str],
+    out: Path,
+    pairs: Sequence[Pair],
+    min_inliers: float,
+    progress: Progress,
+) -> None:
     with hdf5.open_hdf5(out / FEATURES) as features, hdf5.open_hdf5(out / MATCHES) as matches:
         build_database(
             out / DATABASE,
@@ -117,6 +127,7 @@ def _verify(folder: Path, names: Sequence[str], out: Path, pairs: Sequence[Pair]
             features,
             matches,
             pairs,
+            min_inliers,
             lambda: progress("verification", 1, len(pairs)),
         )
 
