@@ -21,7 +21,8 @@ from d2feat.cli import app
 from d2feat.errors import D2FeatError, InputError
 from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
 from d2feat.sfm.colmap import pycolmap
-from d2feat.sfm.localize import Map, benchmark_lines, localize_photos
+from d2feat.sfm.localize import Map, benchmark_lines, localize_photos, read_queries
+from d2feat.sfm.night import darken_half
 from d2feat.sfm.reconstruct import Result, reconstruct
 
 from .conftest import create
@@ -76,6 +77,12 @@ def true_similarity(model: pycolmap.Reconstruction, views: dict[str, View]) -> p
     return pycolmap.estimate_sim3d(centres, np.array([views[image.name].centre for image in images]))
 
 
+def add_exif(path: Path, orientation: int) -> None:
+    entry = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
+    jpeg = path.read_bytes()
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(entry) + 2) + entry + jpeg[2:])
+
+
 # ---- the model
 
 
@@ -127,7 +134,8 @@ def test_a_second_run_changes_nothing_and_other_settings_are_refused(
     built: tuple[Path, Result], folder: Path
 ) -> None:
     out, result = built
-    files = [out / "features.h5", out / "matches.h5", out / "database.db", out / "sparse" / "points3D.bin"]
+    names = "features.h5", "matches.h5", "database.db.seconds", "sparse/points3D.bin"
+    files = [out / name for name in names]  # SQLite touches the database when it is read
     before = [path.stat().st_mtime_ns for path in files]
     assert reconstruct(folder, out, method()) == result
     assert [path.stat().st_mtime_ns for path in files] == before
@@ -229,7 +237,7 @@ def test_a_further_photo_is_localised(
         tmp_path, {"night.png": View(cv2.convertScaleAbs(view.image, alpha=0.4), view.K, view.R, view.t)}
     )
     with Map(out) as place:
-        (found,) = localize_photos(place, [tmp_path / "night.png"], method())
+        (found,) = localize_photos(place, {tmp_path / "night.png": None}, method())
         similarity = true_similarity(place.model, views)
     assert found.inliers > 50
     truth = pycolmap.Rigid3d(pycolmap.Rotation3d(view.R), view.t)
@@ -249,7 +257,7 @@ def test_a_photo_of_something_else_gets_no_pose(built: tuple[Path, Result], tmp_
     noise = np.random.default_rng(0).integers(0, 255, (216, 288, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 2))
     with Map(built[0]) as place:
-        (found,) = localize_photos(place, [tmp_path / "noise.png"], method())
+        (found,) = localize_photos(place, {tmp_path / "noise.png": None}, method())
     assert found.pose is None
     assert benchmark_lines([found]) == ""
 
@@ -271,6 +279,68 @@ def test_a_photo_that_is_left_out_leaves_nothing_behind(built: tuple[Path, Resul
     assert tracks
     assert all(track.length() >= 2 for track in tracks)
     assert all(element.image_id != gone for track in tracks for element in track.elements)
+
+
+def test_a_data_set_in_the_layout_of_aachen(
+    built: tuple[Path, Result], folder: Path, views: dict[str, View], tmp_path: Path
+) -> None:
+    """Known cameras of the reference photos, a list of queries with intrinsics, the benchmark's text file."""
+    cameras, images = [], []
+    for number, (name, view) in enumerate(views.items(), 1):
+        # COLMAP's origin is the corner of the first pixel.
+        (f, _, cx), (_, _, cy) = view.K[0], view.K[1]
+        cameras.append(f"{number} SIMPLE_PINHOLE 288 216 {f} {cx + 0.5} {cy + 0.5}\n")
+        x, y, z, w = pycolmap.Rotation3d(view.R).quat
+        images.append(" ".join(map(str, [number, w, x, y, z, *view.t, number, name])) + "\n\n")
+    reference, out, query = tmp_path / "reference", tmp_path / "out", render(QUERY, height=1.8)
+    reference.mkdir()
+    for file, lines in (("cameras", cameras), ("images", images), ("points3D", [])):
+        (reference / f"{file}.txt").write_text("".join(lines))
+    write_views(tmp_path, {"query/night/q.png": query})
+    (tmp_path / "queries.txt").write_text("query/night/q.png SIMPLE_RADIAL 288 216 300 144 108 0\n")
+    out.mkdir()
+    for name in ("features.h5", "matches.h5"):
+        shutil.copy(built[0] / name, out)
+    run = CliRunner().invoke
+    options = ["--nfeatures", str(BUDGET), "--model", "d2net", "--provider", "cpu"]
+    known = ["--cameras", str(reference), "--no-sift", "-o", str(out), *options]
+    done = run(app, ["reconstruct", str(folder), *known])
+    assert done.exit_code == 0, done.output
+    model = pycolmap.Reconstruction(out / "sparse")
+    assert model.num_points3D() > 100
+    for image in model.images.values():
+        np.testing.assert_allclose(image.projection_center(), views[image.name].centre, atol=1e-6)
+    queries = ["--list", str(tmp_path / "queries.txt"), "--photos", str(tmp_path)]
+    done = run(app, ["localize", str(out), *queries, "-o", str(tmp_path / "poses.txt"), *options])
+    assert done.exit_code == 0, done.output
+    name, *numbers = (tmp_path / "poses.txt").read_text().split()
+    w, x, y, z, *translation = map(float, numbers)
+    assert name == "q.png"
+    found = pycolmap.Rigid3d(pycolmap.Rotation3d([x, y, z, w]), translation)
+    truth = pycolmap.Rigid3d(pycolmap.Rotation3d(query.R), query.t)
+    rotation, position = leave_one_out.pose_error(found, truth, 1.0)
+    assert rotation < 0.5
+    assert position < 0.05
+
+
+@pytest.mark.parametrize("line", ["q.png", "q.png PINHOLE 288 216 300", "q.png NONE 288 216 300 1 1"])
+def test_a_list_of_queries_that_is_none_is_an_error(tmp_path: Path, line: str) -> None:
+    (tmp_path / "queries.txt").write_text(f"# a comment\n{line}\n")
+    with pytest.raises(InputError, match="line 2"):
+        read_queries(tmp_path / "queries.txt", tmp_path)
+    with pytest.raises(InputError, match="no list"):
+        read_queries(tmp_path / "none.txt", tmp_path)
+
+
+def test_every_second_photo_is_darkened_and_keeps_its_exif(tmp_path: Path) -> None:
+    jpegs, out = tmp_path / "jpegs", tmp_path / "out"
+    write_views(jpegs, {name: render(40) for name in ("a.jpg", "b.jpg")})
+    add_exif(jpegs / "b.jpg", 6)
+    assert darken_half(jpegs, out) == ["b.jpg"]
+    assert (out / "a.jpg").read_bytes() == (jpegs / "a.jpg").read_bytes()
+    assert photos.read_photo(out / "b.jpg").quarters == 3
+    by_day, by_night = (cv2.imread(str(path / "b.jpg")).mean() for path in (jpegs, out))
+    assert by_night < 0.5 * by_day
 
 
 # ---- pairs and retrieval
@@ -322,9 +392,7 @@ def test_photos_are_upright_and_their_points_are_those_of_the_file(
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     path = tmp_path / "photo.jpg"
     cv2.imwrite(str(path), image)
-    entry = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
-    jpeg = path.read_bytes()
-    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(entry) + 2) + entry + jpeg[2:])
+    add_exif(path, orientation)
     photo = photos.read_photo(path)
     assert photo.quarters == quarters
     np.testing.assert_array_equal(photo.upright, cv2.imread(str(path)))

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import D2FeatError
 from ..feature2d import MULTISCALE
-from ..sfm.cli import eval_localization, eval_retrieval
+from ..sfm.cli import eval_localization, eval_night, eval_retrieval
 from .methods import Method, open_methods
 from .pose import evaluate_poses, pose_table, read_pose_pairs
 from .report import draw_curves, tables, write_json
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Compare d2feat with OpenCV's features on image sequences whose homographies are known.",
 )
 app.command("localization")(eval_localization)
+app.command("night")(eval_night)
 app.command("retrieval")(eval_retrieval)
 
 Methods = Annotated[

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..errors import D2FeatError
+from ..errors import D2FeatError, InputError
 from ..feature2d import MULTISCALE, create
 from ..model import DEFAULT
 
@@ -34,6 +34,9 @@ def reconstruct(
     pairs: Annotated[
         str, typer.Option(help="auto, exhaustive, sequential, retrieval, or a text file of pairs of names")
     ] = "auto",
+    cameras: Annotated[
+        Path | None, typer.Option(help="COLMAP model whose cameras are known; only points are computed")
+    ] = None,
     sift: Annotated[bool, typer.Option(help="with COLMAP's SIFT, too, in OUT/sift")] = True,
     nfeatures: NFeatures = FEATURES,
     model: Model = DEFAULT,
@@ -59,7 +62,7 @@ def reconstruct(
                 progress.update(bars[stage], advance=done)  # noqa: B023
 
             try:
-                results[method.name] = run(photos, folder, method, pairs, advance)
+                results[method.name] = run(photos, folder, method, pairs, advance, cameras)
             except D2FeatError as error:
                 if method.name != methods.SIFT:
                     raise
@@ -70,7 +73,13 @@ def reconstruct(
 
 def localize(
     folder: Reconstruction,
-    queries: Annotated[list[Path], typer.Argument(metavar="QUERY...", help="photographs of the same scene")],
+    queries: Annotated[
+        list[Path] | None, typer.Argument(metavar="QUERY...", help="photographs of the same scene")
+    ] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="text file of queries: NAME MODEL WIDTH HEIGHT PARAMS...")
+    ] = None,
+    photos: Annotated[Path, typer.Option(help="folder that the names in the list are relative to")] = Path(),
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="text file of poses: NAME QW QX QY QZ TX TY TZ")
     ] = None,
@@ -81,18 +90,33 @@ def localize(
 ) -> None:
     """Find the cameras of QUERY photographs against the reconstruction in MODEL."""
     from . import methods
-    from .localize import Map, benchmark_lines, localize_photos
+    from .localize import Map, benchmark_lines, localize_photos, read_queries
+
+    wanted = dict.fromkeys(queries or []) | ({} if listed is None else read_queries(listed, photos))
+    if not wanted:
+        raise InputError("name photographs to localise, or a list of them with --list")
 
     detector = create(nfeatures, scales=MULTISCALE if multiscale else (1.0,), model=model, provider=provider)
     with Map(folder) as place:
         found = []
-        for pose in localize_photos(place, queries, methods.d2net(detector)):
+        for pose in localize_photos(place, wanted, methods.d2net(detector)):
             centre = "no pose" if pose.pose is None else str(np.round(pose.pose.inverse().translation, 3))
             console.print(f"{pose.name}: {pose.inliers} of {pose.correspondences} inliers, {centre}")
             found.append(pose)
     if out is not None:
         out.write_text(benchmark_lines(found), encoding="utf-8")
         console.print(f"wrote {out}", markup=False, soft_wrap=True)
+
+
+def eval_night(
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="folder of photographs by day")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder to write")],
+) -> None:
+    """Write PHOTOS to another folder with every second one darkened as by night, to reconstruct them."""
+    from .night import darken_half
+
+    dark = darken_half(photos, out)
+    console.print(f"wrote {out}; by night: {', '.join(dark)}", markup=False, soft_wrap=True)
 
 
 def eval_localization(folder: Reconstruction) -> None:

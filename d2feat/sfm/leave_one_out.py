@@ -69,7 +69,11 @@ def without(model: Any, image_id: int) -> Any:
     rest.deregister_frame(image.frame_id)
     options = pycolmap.BundleAdjustmentOptions(print_summary=False)
     options.ceres.solver_options.num_threads = 1
-    pycolmap.bundle_adjustment(rest, options)
+    config = pycolmap.BundleAdjustmentConfig()
+    for other in rest.reg_image_ids():
+        config.add_image(other)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, config, rest).solve()
     return rest
 
 

@@ -1,6 +1,6 @@
 """Cameras of further photos against a reconstruction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -134,12 +134,42 @@ def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
     return Localized(name, answer["cam_from_world"], answer["num_inliers"], len(points2d))
 
 
-def localize_photos(folder: Map, queries: Sequence[Path], method: Method) -> Iterable[Localized]:
-    """`localize` each photo, with its camera from the map or from EXIF."""
-    for path in queries:
-        features = method.extract(read_photo(path))
-        guess = cameras_of(path.parent, [path.name])[path.name]
-        yield localize(folder, path.name, features, folder.camera_like(guess), method)
+def localize_photos(folder: Map, queries: dict[Path, Any], method: Method) -> Iterable[Localized]:
+    """`localize` each photo with its `pycolmap.Camera`; None is that of the map, or of EXIF."""
+    for path, known in queries.items():
+        camera = known or folder.camera_like(cameras_of(path.parent, [path.name])[path.name])
+        yield localize(folder, path.name, method.extract(read_photo(path)), camera, method)
+
+
+def read_queries(path: Path, photos: Path) -> dict[Path, Any]:
+    """The queries of a list as the Aachen data sets have it, NAME MODEL WIDTH HEIGHT PARAMS..., and cameras.
+
+    Args:
+        photos: folder that the names are relative to.
+
+    Raises:
+        InputError: there is no such list, or a line is not of this form.
+    """
+    if not path.is_file():
+        raise InputError(f"no list of queries at {path}")
+    queries = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        try:
+            name, model, width, height, *values = fields
+            camera = pycolmap.Camera(
+                model=model, width=int(width), height=int(height), params=[float(value) for value in values]
+            )
+            camera.has_prior_focal_length = True
+            well = bool(values) and camera.verify_params()
+        except (ValueError, TypeError, RuntimeError, AttributeError):
+            well = False
+        if not well:
+            raise InputError(f"{path}, line {number}: {line!r} is not NAME MODEL WIDTH HEIGHT PARAMS...")
+        queries[photos / name] = camera
+    return queries
 
 
 def benchmark_lines(poses: Iterable[Localized]) -> str:

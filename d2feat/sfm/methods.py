@@ -21,7 +21,7 @@ D2NET: Final = "D2-Net"
 
 D2NET_MATCHING: Final = {"ratio": 0.9}
 """Of `d2feat.match`. Without it, mutual neighbours of photos that share nothing agree on some geometry within
-4 px often enough, 50 of 600, to pass for a pair that shares something; and RANSAC takes three times as long."""
+4 px often enough, 50 of 600, to pass for a pair that shares something; and RANSAC takes twice as long."""
 D2NET_INLIERS: Final = 0.25
 """Share of the matches that agree on a geometry, for it to count: by chance it is 0.2."""
 SIFT_MATCHING: Final = {"ratio": 0.8, "maxDistance": 0.7}

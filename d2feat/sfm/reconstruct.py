@@ -15,7 +15,7 @@ from ..errors import InputError
 from .colmap import pycolmap
 from .database import Pair, build_database, verified_pairs
 from .localize import GLOBAL, MODEL, WORDS
-from .mapping import Figures, build_model, figures
+from .mapping import Figures, build_model, figures, read_cameras, triangulate
 from .methods import Method
 from .pairs import EXHAUSTIVE, exhaustive, read_pairs, retrieved, sequential
 from .photos import cameras_of, find_photos
@@ -46,7 +46,12 @@ class Result:
 
 
 def reconstruct(
-    folder: Path, out: Path, method: Method, pairing: str = "auto", progress: Progress = lambda *_: None
+    folder: Path,
+    out: Path,
+    method: Method,
+    pairing: str = "auto",
+    progress: Progress = lambda *_: None,
+    reference: Path | None = None,
 ) -> Result:
     """Reconstruct the photographs of a folder, in `out`.
 
@@ -58,6 +63,8 @@ def reconstruct(
     Args:
         pairing: "exhaustive", "sequential", "retrieval", "auto" (exhaustive up to `EXHAUSTIVE` photos, beyond
             that retrieval), or the path of a text file of pairs.
+        reference: COLMAP model whose cameras are known: its photos are taken, its cameras kept, and points
+            triangulated.
 
     Raises:
         InputError: there are no photographs, `out` is among them, or it holds work with other settings.
@@ -67,9 +74,19 @@ def reconstruct(
         raise InputError(
             f"{out} lies in the folder of the photographs, where its pictures would be taken for such"
         )
-    names = find_photos(folder)
+    if reference is None:
+        names, poses = find_photos(folder), None
+        cameras = cameras_of(folder, names)
+    else:
+        cameras, poses = read_cameras(reference)
+        names = list(cameras)
     sizes = {name: (folder / name).stat().st_size for name in names}
-    rules = {"matching": method.matching, "min_inliers": method.min_inliers, "pairs": pairing}
+    rules = {
+        "matching": method.matching,
+        "min_inliers": method.min_inliers,
+        "pairs": pairing,
+        "reference": str(reference),
+    }
     claim(out, {"method": method.name, **method.settings, **rules, "photos": sizes})
     extract_photos(folder, names, method, out, lambda done: progress("extraction", done, len(names)))
     pairs = choose_pairs(names, out, pairing)
@@ -78,10 +95,8 @@ def reconstruct(
     for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
         with hdf5.open_hdf5(out / name) as file:
             seconds[stage] = float(file.attrs.get("seconds", 0))
-    seconds["verification"] = _timed(
-        out / DATABASE, lambda: _verify(folder, names, out, pairs, method.min_inliers, progress)
-    )
-    seconds["mapping"] = _timed(out / MODEL, lambda: _map(folder, out, len(names), progress))
+    seconds["verification"] = _timed(out / DATABASE, lambda: _verify(cameras, out, pairs, method, progress))
+    seconds["mapping"] = _timed(out / MODEL, lambda: _map(folder, out, len(names), poses, progress))
     model = pycolmap.Reconstruction(out / MODEL)
     model.export_PLY(out / "points.ply")
     draw_model(model, out / "model.png")
@@ -113,27 +128,25 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
 
 
 def _verify(
-    folder: Path,
-    names: Sequence[str],
-    out: Path,
-    pairs: Sequence[Pair],
-    min_inliers: float,
-    progress: Progress,
+    cameras: dict[str, Any], out: Path, pairs: Sequence[Pair], method: Method, progress: Progress
 ) -> None:
     with hdf5.open_hdf5(out / FEATURES) as features, hdf5.open_hdf5(out / MATCHES) as matches:
         build_database(
             out / DATABASE,
-            cameras_of(folder, names),
+            cameras,
             features,
             matches,
             pairs,
-            min_inliers,
+            method.min_inliers,
             lambda: progress("verification", 1, len(pairs)),
         )
 
 
-def _map(folder: Path, out: Path, count: int, progress: Progress) -> None:
-    build_model(out / DATABASE, folder, out / MODEL, lambda: progress("mapping", 1, count))
+def _map(folder: Path, out: Path, count: int, poses: dict[str, Any] | None, progress: Progress) -> None:
+    if poses is None:
+        build_model(out / DATABASE, folder, out / MODEL, lambda: progress("mapping", 1, count))
+    else:
+        triangulate(out / DATABASE, folder, out / MODEL, poses)
 
 
 def _timed(made: Path, make: Callable[[], Any]) -> float:
