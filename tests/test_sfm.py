@@ -206,8 +206,8 @@ def test_features_and_matches_of_others_are_taken(
     def extract(photo: photos.Photo) -> None:
         raise AssertionError("nothing is to be extracted")
 
-    matching, share = methods.D2NET_MATCHING, methods.D2NET_INLIERS
-    other = methods.Method("of others", extract, matching, share)  # type: ignore[arg-type]
+    matching, count = methods.D2NET_MATCHING, methods.D2NET_INLIERS
+    other = methods.Method("of others", extract, matching, count)  # type: ignore[arg-type]
     assert reconstruct(folder, tmp_path, other).figures == result.figures
 
 

@@ -13,8 +13,6 @@ SEED: Final = 0
 
 MAX_ERROR: Final = 4.0
 """Of an inlier of two views, px, COLMAP's own."""
-MIN_INLIERS: Final = 15
-"""Of a verified pair, COLMAP's own."""
 
 Pair = tuple[str, str]
 
@@ -25,7 +23,7 @@ def build_database(
     features: Any,
     matches: Any,
     pairs: Iterable[Pair],
-    min_inliers: float = 0.0,
+    min_inliers: int,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the database at `path`, whole or not at all.
@@ -36,11 +34,12 @@ def build_database(
     Args:
         cameras: of each photo, by name; the photos' order is COLMAP's.
         features, matches: open files in `d2feat.hdf5`'s layout.
-        min_inliers: share of the matches that must agree on a pair's geometry.
+        min_inliers: matches that must agree on a pair's geometry, or it has none.
         advance: called after each pair.
     """
     partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
+    for stale in path.parent.glob(partial.name + "*"):  # SQLite's journals, too
+        stale.unlink()
     with pycolmap.Database.open(partial) as database:
         keypoints = _write_photos(database, cameras, features)
         ids = {name: number for number, name in enumerate(cameras, 1)}
@@ -53,13 +52,11 @@ def build_database(
     partial.replace(path)
 
 
-def verify(
-    camera1: Any, points1: Any, camera2: Any, points2: Any, matches: Any, min_inliers: float = 0.0
-) -> Any:
+def verify(camera1: Any, points1: Any, camera2: Any, points2: Any, matches: Any, min_inliers: int) -> Any:
     """The `pycolmap.TwoViewGeometry` of M x 2 matches of N x 2 points in COLMAP's coordinates."""
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.max_error = MAX_ERROR
-    options.min_inlier_ratio = min_inliers
+    options.min_num_inliers = min_inliers
     options.ransac.random_seed = SEED
     return pycolmap.estimate_two_view_geometry(
         camera1, points1, camera2, points2, matches.astype(np.uint32), options
@@ -72,9 +69,7 @@ def verified_pairs(path: Path) -> dict[Pair, int]:
         names = {image.image_id: image.name for image in database.read_all_images()}
         ids, counts = database.read_two_view_geometry_num_inliers()
     pairs = (sorted(names[i] for i in pycolmap.pair_id_to_image_pair(pair)) for pair in ids)
-    return {
-        (one, two): count for (one, two), count in zip(pairs, counts, strict=True) if count >= MIN_INLIERS
-    }
+    return {(one, two): count for (one, two), count in zip(pairs, counts, strict=True) if count}
 
 
 def _write_photos(database: Any, cameras: dict[str, Any], features: Any) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from .photos import Photo
 SIFT: Final = "SIFT"
 D2NET: Final = "D2-Net"
 
-D2NET_MATCHING: Final = {"ratio": 0.9}
-"""Of `d2feat.match`. Without it, mutual neighbours of photos that share nothing agree on some geometry within
-4 px often enough, 50 of 600, to pass for a pair that shares something; and RANSAC takes twice as long."""
-D2NET_INLIERS: Final = 0.25
-"""Share of the matches that agree on a geometry, for it to count: by chance it is 0.2."""
-SIFT_MATCHING: Final = {"ratio": 0.8, "maxDistance": 0.7}
+D2NET_MATCHING: Final[dict[str, Any]] = {"ratio": 0.9}
+"""Of `d2feat.match`. Without it, neighbours of photos that share nothing agree on some geometry about as often
+as those of photos that share a little, and RANSAC takes twice as long."""
+D2NET_INLIERS: Final = 25
+"""Matches that must agree on a geometry for it to count: by chance 15 to 20 do."""
+SIFT_MATCHING: Final[dict[str, Any]] = {"ratio": 0.8, "maxDistance": 0.7}
+"""COLMAP's own."""
+SIFT_INLIERS: Final = 15
 """COLMAP's own."""
 
 
@@ -34,14 +36,14 @@ class Method:
 
     Attributes:
         matching: arguments of `d2feat.match`, beside mutual nearest neighbours.
-        min_inliers: share of the matches of two photos that must agree on a geometry.
+        min_inliers: matches of two photos that must agree on a geometry.
         settings: all that its features depend on, for `stages` to know theirs again.
     """
 
     name: str
     extract: Callable[[Photo], Features]
-    matching: dict[str, float] = field(default_factory=dict)
-    min_inliers: float = 0.0
+    matching: dict[str, Any] = field(default_factory=dict)
+    min_inliers: int = SIFT_INLIERS
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +93,11 @@ def sift(nfeatures: int) -> Method:
         return Features(points, scales, scales, descriptors, photo.stored_size)
 
     return Method(
-        SIFT, extract, SIFT_MATCHING, 0.0, {"nfeatures": nfeatures, "colmap": pycolmap.COLMAP_version}
+        SIFT,
+        extract,
+        SIFT_MATCHING,
+        SIFT_INLIERS,
+        {"nfeatures": nfeatures, "colmap": pycolmap.COLMAP_version},
     )
 
 
