@@ -111,11 +111,12 @@ def localize(
 def eval_night(
     photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="folder of photographs by day")],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder to write")],
+    light: Annotated[float, typer.Option(min=0.0, max=1.0, help="what is left of it, at most")] = 0.35,
 ) -> None:
     """Write PHOTOS to another folder with every second one darkened as by night, to reconstruct them."""
     from .night import darken_half
 
-    dark = darken_half(photos, out)
+    dark = darken_half(photos, out, light)
     console.print(f"wrote {out}; by night: {', '.join(dark)}", markup=False, soft_wrap=True)
 
 

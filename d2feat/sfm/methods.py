@@ -20,8 +20,8 @@ SIFT: Final = "SIFT"
 D2NET: Final = "D2-Net"
 
 D2NET_MATCHING: Final[dict[str, Any]] = {"ratio": 0.9}
-"""Of `d2feat.match`. Without it, neighbours of photos that share nothing agree on some geometry about as often
-as those of photos that share a little, and RANSAC takes twice as long."""
+"""Of `d2feat.match`. Without it, as many neighbours of photos that share nothing agree on some geometry as of
+photos that share a little, and RANSAC takes twice as long."""
 D2NET_INLIERS: Final = 25
 """Matches that must agree on a geometry for it to count: by chance 15 to 20 do."""
 SIFT_MATCHING: Final[dict[str, Any]] = {"ratio": 0.8, "maxDistance": 0.7}

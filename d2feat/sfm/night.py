@@ -11,9 +11,11 @@ from ..images import Image
 from .photos import find_photos
 
 SEED: Final = 0
+LIGHT: Final = 0.35
+"""Of day, at most: the training's."""
 
 
-def darken_half(photos: Path, out: Path) -> list[str]:
+def darken_half(photos: Path, out: Path, light: float = LIGHT) -> list[str]:
     """Write the photographs of a folder to another, every second one by night; the names of these.
 
     EXIF is kept, for the focal length; what is not a JPEG file is written as it is named.
@@ -30,7 +32,7 @@ def darken_half(photos: Path, out: Path) -> list[str]:
             stored = cv2.imread(str(photos / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             if stored is None:
                 raise InputError(f"OpenCV cannot read {photos / name}")
-            image = night(np.asarray(stored, np.uint8), np.random.default_rng([SEED, number]))
+            image = night(np.asarray(stored, np.uint8), np.random.default_rng([SEED, number]), light)
             exif = _exif(encoded)
             done, code = cv2.imencode(target.suffix, image)
             if not done:
@@ -43,14 +45,14 @@ def darken_half(photos: Path, out: Path) -> list[str]:
     return dark
 
 
-def night(image: Image, random: np.random.Generator) -> Image:
-    """An H x W x 3 image by night: 3 to 20 % of the light with a tint, deeper shadows, and a sensor's noise.
+def night(image: Image, random: np.random.Generator, light: float = LIGHT) -> Image:
+    """An H x W x 3 image by night: a quarter to all of `light`, by colour, deeper shadows, a sensor's noise.
 
-    The formulas and ranges of the training's change of light, at a gain that is drawn for each image.
+    The formulas and ranges of the training's change of light.
     """
-    light = (image.astype(np.float32) / 255).clip(1e-4, 1)
+    day = (image.astype(np.float32) / 255).clip(1e-4, 1)
     tint = random.uniform(0.5, 1.0, 3).astype(np.float32)
-    dark = 0.03 + 0.35 * tint * light**1.5 * random.uniform(0.5, 1)
+    dark = 0.03 + light * tint * day**1.5 * random.uniform(0.5, 1)
     grain = random.standard_normal(image.shape, np.float32) * np.float32(6 / 255)
     noisy = dark + grain * (0.5 + np.sqrt(dark))
     return np.asarray(np.rint(255 * noisy.clip(0, 1)), np.uint8)
