@@ -360,7 +360,7 @@ def test_retrieval_finds_the_photos_of_the_same_place() -> None:
     for i in range(12):
         some = places[i // 3] + random.normal(scale=0.3, size=(60, 32))
         described.append((some / np.linalg.norm(some, axis=1, keepdims=True)).astype(np.float32))
-    words = retrieval.learn_words(described)
+    words = retrieval.learn_words(np.concatenate(described))
     vectors = np.stack([retrieval.global_descriptor(some, words) for some in described])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     names = [f"{i:02}" for i in range(12)]

@@ -20,7 +20,7 @@ from .methods import Method
 from .pairs import EXHAUSTIVE, exhaustive, read_pairs, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
-from .retrieval import global_descriptor, learn_words
+from .retrieval import SAMPLES, global_descriptor, learn_words
 from .stages import FEATURES, MATCHES, claim, extract_photos, match_photos
 
 DATABASE: Final = "database.db"
@@ -107,10 +107,15 @@ def reconstruct(
 
 def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
     """The pairs of photos to match, written to ``out/pairs.txt``; global descriptors to ``out/global.h5``."""
+    each = max(1, SAMPLES // len(names))
     with hdf5.open_hdf5(out / FEATURES) as file:
-        descriptors = [hdf5.read_features(file, name).descriptors for name in names]
-    words = learn_words(descriptors)
-    vectors = np.stack([global_descriptor(some, words) for some in descriptors])
+        # Twice, for all photos' descriptors may not fit into memory.
+        words = learn_words(
+            np.concatenate([hdf5.read_features(file, name).descriptors[:each] for name in names])
+        )
+        vectors = np.stack(
+            [global_descriptor(hdf5.read_features(file, name).descriptors, words) for name in names]
+        )
     with hdf5.replacing(out / GLOBAL) as file:
         for name, vector in zip(names, vectors, strict=True):
             file[f"{name}/global_descriptor"] = vector

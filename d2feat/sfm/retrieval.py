@@ -6,7 +6,7 @@ words are learned on the photos at hand, so this fits any model, needs no file o
 from the network but what it already gave: a few milliseconds a photo.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import cv2
@@ -16,13 +16,11 @@ from ..features import Floats
 
 WORDS: Final = 32
 SAMPLES: Final = 20_000
-"""Local descriptors that the words are learned on, the best of each photo."""
+"""Local descriptors that the words are best learned on, as many of each photo, its best."""
 
 
-def learn_words(descriptors: Sequence[Floats]) -> Floats:
-    """`WORDS` x C visual words (fewer of fewer descriptors) of the photos' N x C, best first."""
-    each = max(1, SAMPLES // max(1, len(descriptors)))
-    samples = np.concatenate([some[:each] for some in descriptors])
+def learn_words(samples: Floats) -> Floats:
+    """`WORDS` x C visual words (fewer if there are fewer samples) of N x C descriptors."""
     count = min(WORDS, len(samples))
     cv2.setRNGSeed(0)
     criteria = cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 20, 1e-4
