@@ -132,8 +132,12 @@ def eval_localization(folder: Reconstruction) -> None:
     for name, (place, matching) in rules.items():
         if name == SIFT and not (place / MODEL).is_dir():
             continue
-        with console.status(f"{name}: leaving out one photo at a time"):
-            errors = leave_one_out(place, Method(name, None, matching))  # type: ignore[arg-type]
+        try:
+            with console.status(f"{name}: leaving out one photo at a time"):
+                errors = leave_one_out(place, Method(name, None, matching))  # type: ignore[arg-type]
+        except InputError as error:
+            console.print(f"{name} is left out: {error}", markup=False, soft_wrap=True)
+            continue
         rotation, position = (
             np.array([getattr(error, of) for error in errors]) for of in ("rotation", "position")
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import D2FeatError
+from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
 from .localize import MODEL, Map, localize
 from .methods import Method
@@ -38,8 +38,14 @@ class PoseError:
 def leave_one_out(
     folder: Path, method: Method, advance: Callable[[], None] = lambda: None
 ) -> list[PoseError]:
-    """The errors of all registered photos of the reconstruction in `folder`."""
+    """The errors of all registered photos of the reconstruction in `folder`.
+
+    Raises:
+        InputError: it has fewer than four.
+    """
     whole = pycolmap.Reconstruction(folder / MODEL)
+    if whole.num_reg_images() < 4:
+        raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
     extent = camera_extent(whole)
     errors = []
     for number in sorted(whole.reg_image_ids()):
