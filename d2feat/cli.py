@@ -17,6 +17,7 @@ from .errors import InputError
 from .evaluation.cli import app as evaluation
 from .images import read_image
 from .model import DEFAULT
+from .sfm.cli import localize, reconstruct
 
 if TYPE_CHECKING:
     from .compare import Comparison
@@ -62,6 +63,8 @@ app = typer.Typer(
 )
 app.add_typer(evaluation, name="eval")
 app.command()(extract)
+app.command()(reconstruct)
+app.command()(localize)
 console = Console(highlight=False)
 
 NFeatures = Annotated[

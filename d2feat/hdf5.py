@@ -147,11 +147,16 @@ def replacing(path: Path) -> Iterator[Any]:
 
 
 def pack(parts: Iterable[Path], path: Path) -> None:
-    """Join HDF5 files into one new file at `path`; a group that several hold in part is merged."""
+    """Join HDF5 files into one new file at `path`.
+
+    A group that several hold in part is merged; numbers that are attributes of the files are added up.
+    """
     with replacing(path) as whole:
         for part in parts:
             with open_hdf5(part) as file:
                 _merge(file, whole)
+                for name, number in file.attrs.items():
+                    whole.attrs[name] = whole.attrs.get(name, 0) + number
 
 
 def _merge(source: Any, target: Any) -> None:

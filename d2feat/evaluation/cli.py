@@ -9,7 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import D2FeatError
 from ..feature2d import MULTISCALE
-from .methods import open_methods
+from ..sfm.cli import eval_localization, eval_night, eval_retrieval
+from .methods import Method, open_methods
+from .pose import evaluate_poses, pose_table, read_pose_pairs
 from .report import draw_curves, tables, write_json
 from .sequences import ImageSequence, evaluate, read_sequences
 from .synthetic import make_sequences
@@ -19,6 +21,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Compare d2feat with OpenCV's features on image sequences whose homographies are known.",
 )
+app.command("localization")(eval_localization)
+app.command("night")(eval_night)
+app.command("retrieval")(eval_retrieval)
 
 Methods = Annotated[
     str, typer.Option(help="comma-separated: sift, rootsift, orb, akaze, and names or paths of d2feat models")
@@ -69,6 +74,31 @@ def synthetic(
     _run(made, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
 
 
+@app.command()
+def pose(
+    pairs: Annotated[
+        Path, typer.Argument(help="list of pairs as SuperGlue's evaluation has", metavar="PAIRS")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="folder of the images; that of PAIRS by default")
+    ] = None,
+    methods: Methods = "d2net,sift,orb",
+    nfeatures: Budget = 2048,
+    model: Models = None,
+    multiscale: Multiscale = False,
+    rotations: Rotations = 1,
+) -> None:
+    """Compare relative poses estimated on PAIRS, lines of NAME0 NAME1 ROT0 ROT1 K0 K1 T_0TO1."""
+    console = Console(highlight=False)
+    found = read_pose_pairs(pairs)
+    opened = _open([*_split(methods), *(model or [])], nfeatures, multiscale, rotations, console)[0]
+    with _progress() as progress:
+        task = progress.add_task("", total=len(found) * len(opened))
+        folder = pairs.parent if images is None else images
+        results = evaluate_poses(found, folder, opened, lambda: progress.update(task, advance=1))
+    console.print(pose_table(results))
+
+
 def _run(
     found: list[ImageSequence],
     names: list[str],
@@ -78,13 +108,8 @@ def _run(
     out: Path | None,
 ) -> None:
     console = Console(highlight=False)
-    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,), rotations)
-    for name, reason in skipped.items():
-        console.print(f"{name} is left out: {reason}", markup=False)
-    if not methods:
-        raise D2FeatError("no method is left to evaluate")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    methods, skipped = _open(names, nfeatures, multiscale, rotations, console)
+    with _progress() as progress:
         images = sum(1 + len(sequence.homographies) for sequence in found)
         task = progress.add_task("", total=images * len(methods))
         evaluation = evaluate(
@@ -101,6 +126,22 @@ def _run(
         write_json(evaluation, out / "evaluation.json")
         draw_curves(evaluation, out / "mma.png")
         console.print(f"wrote {out / 'evaluation.json'} and {out / 'mma.png'}", markup=False, soft_wrap=True)
+
+
+def _open(
+    names: list[str], nfeatures: int, multiscale: bool, rotations: int, console: Console
+) -> tuple[list[Method], dict[str, str]]:
+    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,), rotations)
+    for name, reason in skipped.items():
+        console.print(f"{name} is left out: {reason}", markup=False)
+    if not methods:
+        raise D2FeatError("no method is left to evaluate")
+    return methods, skipped
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _split(names: str) -> list[str]:

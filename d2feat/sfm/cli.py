@@ -1,0 +1,216 @@
+"""``d2feat reconstruct``, ``d2feat localize``, and what ``d2feat eval`` says of reconstructions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..errors import D2FeatError, InputError
+from ..feature2d import MULTISCALE, create
+from ..model import DEFAULT
+
+if TYPE_CHECKING:
+    from .reconstruct import Result
+
+NFeatures = Annotated[int, typer.Option(min=1, help="features a photo, at most; for SIFT alike")]
+Model = Annotated[str, typer.Option(help="name of a model (see: d2feat models), or path of an .onnx file")]
+Multiscale = Annotated[bool, typer.Option("--multiscale", help="the paper's pyramid: scales 0.5, 1, 2")]
+Provider = Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")]
+Reconstruction = Annotated[Path, typer.Argument(metavar="MODEL", help="folder of d2feat reconstruct")]
+
+FEATURES = 4000
+SIFT_FOLDER = "sift"
+
+console = Console(highlight=False)
+
+
+def reconstruct(
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="folder of photographs of one scene")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the results; made if missing")],
+    pairs: Annotated[
+        str, typer.Option(help="auto, exhaustive, sequential, retrieval, or a text file of pairs of names")
+    ] = "auto",
+    cameras: Annotated[
+        Path | None, typer.Option(help="COLMAP model whose cameras are known; only points are computed")
+    ] = None,
+    sift: Annotated[bool, typer.Option(help="with COLMAP's SIFT, too, in OUT/sift")] = True,
+    nfeatures: NFeatures = FEATURES,
+    model: Model = DEFAULT,
+    multiscale: Multiscale = False,
+    provider: Provider = "auto",
+) -> None:
+    """Find the cameras of PHOTOS and a sparse model of the scene; go on with it if it was stopped."""
+    from . import methods
+    from .reconstruct import reconstruct as run
+
+    detector = create(nfeatures, scales=MULTISCALE if multiscale else (1.0,), model=model, provider=provider)
+    runs = [(methods.d2net(detector), out)]
+    if sift:
+        runs.append((methods.sift(nfeatures), out / SIFT_FOLDER))
+    results: dict[str, Any] = {}
+    for method, folder in runs:
+        with _progress() as progress:
+            bars: dict[str, Any] = {}
+
+            def advance(stage: str, done: int, total: int) -> None:
+                if stage not in bars:  # noqa: B023  (called within the loop's turn)
+                    bars[stage] = progress.add_task(f"{method.name}: {stage}", total=total)  # noqa: B023
+                progress.update(bars[stage], advance=done)  # noqa: B023
+
+            try:
+                results[method.name] = run(photos, folder, method, pairs, advance, cameras)
+            except D2FeatError as error:
+                if method.name != methods.SIFT:
+                    raise
+                console.print(f"{method.name}: {error}", markup=False, soft_wrap=True)
+    console.print(_table(results))
+    console.print(f"wrote {out}: COLMAP's model is {out / 'sparse'}; see {out / 'model.png'}", soft_wrap=True)
+
+
+def localize(
+    folder: Reconstruction,
+    queries: Annotated[
+        list[Path] | None, typer.Argument(metavar="QUERY...", help="photographs of the same scene")
+    ] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="text file of queries: NAME MODEL WIDTH HEIGHT PARAMS...")
+    ] = None,
+    photos: Annotated[Path, typer.Option(help="folder that the names in the list are relative to")] = Path(),
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="text file of poses: NAME QW QX QY QZ TX TY TZ")
+    ] = None,
+    nfeatures: NFeatures = FEATURES,
+    model: Model = DEFAULT,
+    multiscale: Multiscale = False,
+    provider: Provider = "auto",
+) -> None:
+    """Find the cameras of QUERY photographs against the reconstruction in MODEL."""
+    from . import methods
+    from .localize import Map, benchmark_lines, localize_photos, read_queries
+
+    wanted = dict.fromkeys(queries or []) | ({} if listed is None else read_queries(listed, photos))
+    if not wanted:
+        raise InputError("name photographs to localise, or a list of them with --list")
+
+    detector = create(nfeatures, scales=MULTISCALE if multiscale else (1.0,), model=model, provider=provider)
+    with Map(folder) as place:
+        found = []
+        for pose in localize_photos(place, wanted, methods.d2net(detector)):
+            centre = "no pose" if pose.pose is None else str(np.round(pose.pose.inverse().translation, 3))
+            console.print(f"{pose.name}: {pose.inliers} of {pose.correspondences} inliers, {centre}")
+            found.append(pose)
+    if out is not None:
+        out.write_text(benchmark_lines(found), encoding="utf-8")
+        console.print(f"wrote {out}", markup=False, soft_wrap=True)
+
+
+def eval_night(
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="folder of photographs by day")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder to write")],
+    light: Annotated[float, typer.Option(min=0.0, max=1.0, help="what is left of it, at most")] = 0.35,
+) -> None:
+    """Write PHOTOS to another folder with every second one darkened as by night, to reconstruct them."""
+    from .night import darken_half
+
+    dark = darken_half(photos, out, light)
+    console.print(f"wrote {out}; by night: {', '.join(dark)}", markup=False, soft_wrap=True)
+
+
+def eval_localization(folder: Reconstruction) -> None:
+    """Localise each photo of the reconstruction in MODEL against the rest; with SIFT's, if it is there."""
+    from .leave_one_out import leave_one_out
+    from .localize import MODEL
+    from .methods import D2NET, D2NET_MATCHING, SIFT, SIFT_MATCHING, Method
+
+    table = _columns("method", "photos", "found", "rotation, deg", "90 %", "position, %", "90 % ", "inliers")
+    # Features are read from the reconstruction: nothing is extracted, only the rules of matching matter.
+    rules = {D2NET: (folder, D2NET_MATCHING), SIFT: (folder / SIFT_FOLDER, SIFT_MATCHING)}
+    for name, (place, matching) in rules.items():
+        if name == SIFT and not (place / MODEL).is_dir():
+            continue
+        try:
+            with console.status(f"{name}: leaving out one photo at a time"):
+                errors = leave_one_out(place, Method(name, None, matching))  # type: ignore[arg-type]
+        except InputError as error:
+            console.print(f"{name} is left out: {error}", markup=False, soft_wrap=True)
+            continue
+        rotation, position = (
+            np.array([getattr(error, of) for error in errors]) for of in ("rotation", "position")
+        )
+        cells = [
+            f"{np.percentile(values, share, method='higher') * scale:.3f}"
+            for values, scale in ((rotation, 1), (position, 100))
+            for share in (50, 90)
+        ]
+        found = int(np.isfinite(rotation).sum())
+        inliers = f"{np.median([error.inliers for error in errors]):.0f}"
+        table.add_row(name, str(len(errors)), str(found), *cells, inliers)
+    table.caption = "medians and 90th percentiles; position: % of the greatest distance between two cameras"
+    console.print(table)
+
+
+def eval_retrieval(folder: Reconstruction) -> None:
+    """Share of the verified pairs of an exhaustive reconstruction in MODEL that retrieval finds."""
+    from .. import hdf5
+    from .database import verified_pairs
+    from .localize import GLOBAL
+    from .pairs import exhaustive, retrieved
+    from .reconstruct import DATABASE
+    from .retrieval import recall
+
+    with hdf5.open_hdf5(folder / GLOBAL) as file:
+        names: list[str] = []
+        file.visit(lambda path: names.append(path.rpartition("/")[0]) if "global_desc" in path else None)
+        names.sort()
+        vectors = np.stack([file[name]["global_descriptor"][()] for name in names])
+    verified = verified_pairs(folder / DATABASE)
+    everything = len(exhaustive(names))
+    table = _columns("neighbours", "pairs", "of all", "verified pairs found", "their inliers")
+    for count in range(1, len(names)):
+        pairs = retrieved(names, vectors, count)
+        inliers = sum(verified.get(pair, 0) for pair in pairs) / sum(verified.values())
+        found = recall(pairs, verified)
+        row = len(pairs), f"{len(pairs) / everything:.3f}", f"{found:.3f}", f"{inliers:.3f}"
+        table.add_row(str(count), *map(str, row))
+        if found == 1:
+            break
+    console.print(f"{len(names)} photos, {everything} pairs, {len(verified)} verified")
+    console.print(table)
+
+
+def _table(results: "dict[str, Result]") -> Table:
+    """The paper's table (section 5.2), one method a row."""
+    table = _columns("method", "images", "3D points", "observations", "track", "error", "pairs", "time")
+    for name, result in results.items():
+        figures = result.figures
+        table.add_row(
+            name,
+            f"{figures.registered} / {figures.images}",
+            str(figures.points),
+            str(figures.observations),
+            f"{figures.track_length:.2f}",
+            f"{figures.reprojection_error:.2f} px",
+            f"{result.verified} / {result.pairs}",
+            f"{sum(result.seconds.values()):.0f} s",
+        )
+    table.caption = (
+        "images: registered / all; track: mean length; error: mean reprojection error;\n"
+        "pairs: verified / matched"
+    )
+    return table
+
+
+def _columns(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    return table
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,107 @@
+"""How exact localisation is: each photo of a reconstruction in turn as the query, against the rest.
+
+The photo and its observations leave the model, points that fewer than two photos are left to see go, and what
+remains is bundle-adjusted anew, so that nothing of the photo is left in it. It is then localised like any
+query. The truth is its camera in the whole model, after the similarity that aligns the others' centres.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import D2FeatError, InputError
+from .colmap import pycolmap
+from .localize import MODEL, Map, localize
+from .methods import Method
+
+
+@dataclass(frozen=True)
+class PoseError:
+    """Of one photo; infinite where no pose was found.
+
+    Attributes:
+        rotation: degrees.
+        position: distance of the centres, as a share of the scene's extent: the greatest distance between two
+            cameras of the reconstruction.
+        inliers: 2D-3D matches that agree with the pose.
+    """
+
+    name: str
+    rotation: float
+    position: float
+    inliers: int
+
+
+def leave_one_out(
+    folder: Path, method: Method, advance: Callable[[], None] = lambda: None
+) -> list[PoseError]:
+    """The errors of all registered photos of the reconstruction in `folder`.
+
+    Raises:
+        InputError: it has fewer than four.
+    """
+    whole = pycolmap.Reconstruction(folder / MODEL)
+    if whole.num_reg_images() < 4:
+        raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
+    extent = camera_extent(whole)
+    errors = []
+    for number in sorted(whole.reg_image_ids()):
+        truth = whole.images[number]
+        rest = without(whole, number)
+        with Map(folder, rest) as rest_map:
+            camera = rest_map.camera_like(rest.cameras[truth.camera_id])
+            found = localize(rest_map, truth.name, rest_map.features(truth.name), camera, method)
+        if found.pose is None:
+            errors.append(PoseError(truth.name, np.inf, np.inf, 0))
+        else:
+            pose = aligned(rest, whole).transform_camera_world(found.pose)
+            errors.append(
+                PoseError(truth.name, *pose_error(pose, truth.cam_from_world(), extent), found.inliers)
+            )
+        advance()
+    return errors
+
+
+def without(model: Any, image_id: int) -> Any:
+    """A copy of the model without a photo, adjusted anew."""
+    rest = pycolmap.Reconstruction(model)
+    image = rest.images[image_id]
+    for index in image.get_observation_point2D_idxs():
+        if image.points2D[index].has_point3D():
+            rest.delete_observation(image_id, index)
+    rest.deregister_frame(image.frame_id)
+    options = pycolmap.BundleAdjustmentOptions(print_summary=False)
+    options.ceres.solver_options.num_threads = 1
+    config = pycolmap.BundleAdjustmentConfig()
+    for other in rest.reg_image_ids():
+        config.add_image(other)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, config, rest).solve()
+    return rest
+
+
+def aligned(source: Any, target: Any) -> Any:
+    """The similarity from `source` to `target` that their common cameras agree on best (Umeyama 1991)."""
+    names = [image.name for image in source.images.values() if image.has_pose]
+    centres = np.array([source.find_image_with_name(name).projection_center() for name in names])
+    wanted = np.array([target.find_image_with_name(name).projection_center() for name in names])
+    found = pycolmap.estimate_sim3d(centres, wanted)
+    if found is None:
+        raise D2FeatError("the model cannot be aligned with the whole: too few cameras, or all on one line")
+    return found
+
+
+def pose_error(pose: Any, truth: Any, extent: float) -> tuple[float, float]:
+    """Rotation in degrees, and distance of the centres over `extent`, of two world-to-camera poses."""
+    angle = np.rad2deg((pose.rotation * truth.rotation.inverse()).angle())
+    distance = np.linalg.norm(pose.inverse().translation - truth.inverse().translation)
+    return float(angle), float(distance / extent)
+
+
+def camera_extent(model: Any) -> float:
+    """The greatest distance between two cameras of a model."""
+    centres = np.array([model.images[i].projection_center() for i in model.reg_image_ids()])
+    return float(np.linalg.norm(centres[:, None] - centres, axis=2).max())

@@ -1,0 +1,183 @@
+"""Cameras of further photos against a reconstruction."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import hdf5
+from ..errors import InputError
+from ..features import Features
+from .colmap import pycolmap
+from .database import SEED
+from .methods import Method, matched
+from .photos import cameras_of, read_photo
+from .retrieval import global_descriptor, nearest_photos
+from .stages import FEATURES
+
+NEAREST: Final = 20
+"""Photos of the reconstruction that a query is matched with."""
+MAX_ERROR: Final = 8.0
+"""Reprojection error of an inlier of the pose, px."""
+MIN_INLIERS: Final = 12
+
+WORDS: Final = "words.npy"
+GLOBAL: Final = "global.h5"
+MODEL: Final = "sparse"
+
+
+@dataclass(frozen=True, eq=False)
+class Localized:
+    """The camera of one query.
+
+    Attributes:
+        name: as it stands in the benchmark's file.
+        pose: `pycolmap.Rigid3d`, world to camera, or None if none was found.
+        inliers, correspondences: 2D-3D matches that agree with it, and all.
+    """
+
+    name: str
+    pose: Any
+    inliers: int
+    correspondences: int
+
+
+class Map:
+    """A reconstruction's folder, opened for localisation; use it in a `with`.
+
+    Attributes:
+        model: `pycolmap.Reconstruction`.
+        names: of its registered photos, whose points are `points`.
+    """
+
+    def __init__(self, folder: Path, model: Any = None) -> None:
+        if not (folder / MODEL).is_dir():
+            raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
+        self.model = pycolmap.Reconstruction(folder / MODEL) if model is None else model
+        self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
+        self.names = sorted(self.images)
+        self._features = hdf5.open_hdf5(folder / FEATURES)
+        self._words = np.load(folder / WORDS)
+        with hdf5.open_hdf5(folder / GLOBAL) as file:
+            self._global = np.stack([file[name]["global_descriptor"][()] for name in self.names])
+        self._points: dict[str, npt.NDArray[np.int64]] = {}
+
+    def __enter__(self) -> "Map":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._features.close()
+
+    def features(self, name: str) -> Features:
+        """Those of a photo."""
+        return hdf5.read_features(self._features, name)
+
+    def points(self, name: str) -> npt.NDArray[np.int64]:
+        """For each keypoint of a photo the id of its 3D point, or -1."""
+        if name not in self._points:
+            points = self.images[name].points2D
+            ids = [point.point3D_id if point.has_point3D() else -1 for point in points]
+            self._points[name] = np.array(ids, np.int64)
+        return self._points[name]
+
+    def nearest(self, features: Features) -> list[str]:
+        """The photos that look most like one with these features."""
+        query = global_descriptor(features.descriptors, self._words)
+        return [self.names[i] for i in nearest_photos(query[None], self._global, NEAREST)[0]]
+
+    def camera_like(self, camera: Any) -> Any:
+        """The camera of the model that a guess from EXIF agrees with in size and focal length, or the guess.
+
+        The model's is calibrated; it counts as the same if the focal lengths are within 10 %.
+        """
+        for known in self.model.cameras.values():
+            same_size = (known.width, known.height) == (camera.width, camera.height)
+            if same_size and abs(known.mean_focal_length() / camera.mean_focal_length() - 1) < 0.1:
+                calibrated = pycolmap.Camera(known.todict())
+                calibrated.has_prior_focal_length = True
+                return calibrated
+        return camera
+
+
+def localize(folder: Map, name: str, features: Features, camera: Any, method: Method) -> Localized:
+    """The pose of a photo: matches with the map's nearest photos, their 3D points, LO-RANSAC, refinement.
+
+    Args:
+        camera: `pycolmap.Camera`; a focal length that is only a guess is estimated, too.
+    """
+    found: set[tuple[int, int]] = set()
+    for other in folder.nearest(features):
+        indices, _ = matched(method, features, folder.features(other))
+        ids = folder.points(other)[indices[:, 1]]
+        found.update(zip(indices[ids >= 0, 0].tolist(), ids[ids >= 0].tolist(), strict=True))
+    pairs = sorted(found)
+    if len(pairs) < MIN_INLIERS:
+        return Localized(name, None, 0, len(pairs))
+    points2d = features.keypoints[[one for one, _ in pairs]].astype(np.float64) + 0.5
+    points3d = np.array([folder.model.points3D[two].xyz for _, two in pairs])
+    return _pose(name, points2d, points3d, camera)
+
+
+def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
+    options = pycolmap.AbsolutePoseEstimationOptions()
+    options.ransac.max_error = MAX_ERROR
+    options.ransac.random_seed = SEED
+    refinement = pycolmap.AbsolutePoseRefinementOptions()
+    if not camera.has_prior_focal_length:
+        options.estimate_focal_length = refinement.refine_focal_length = True
+    answer = pycolmap.estimate_and_refine_absolute_pose(points2d, points3d, camera, options, refinement)
+    if answer is None or answer["num_inliers"] < MIN_INLIERS:
+        return Localized(name, None, 0, len(points2d))
+    return Localized(name, answer["cam_from_world"], answer["num_inliers"], len(points2d))
+
+
+def localize_photos(folder: Map, queries: dict[Path, Any], method: Method) -> Iterable[Localized]:
+    """`localize` each photo with its `pycolmap.Camera`; None is that of the map, or of EXIF."""
+    for path, known in queries.items():
+        camera = known or folder.camera_like(cameras_of(path.parent, [path.name])[path.name])
+        yield localize(folder, path.name, method.extract(read_photo(path)), camera, method)
+
+
+def read_queries(path: Path, photos: Path) -> dict[Path, Any]:
+    """The queries of a list as the Aachen data sets have it, NAME MODEL WIDTH HEIGHT PARAMS..., and cameras.
+
+    Args:
+        photos: folder that the names are relative to.
+
+    Raises:
+        InputError: there is no such list, or a line is not of this form.
+    """
+    if not path.is_file():
+        raise InputError(f"no list of queries at {path}")
+    queries = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        try:
+            name, model, width, height, *values = fields
+            camera = pycolmap.Camera(
+                model=model, width=int(width), height=int(height), params=[float(value) for value in values]
+            )
+            camera.has_prior_focal_length = True
+            well = bool(values) and camera.verify_params()
+        except (ValueError, TypeError, RuntimeError, AttributeError):
+            well = False
+        if not well:
+            raise InputError(f"{path}, line {number}: {line!r} is not NAME MODEL WIDTH HEIGHT PARAMS...")
+        queries[photos / name] = camera
+    return queries
+
+
+def benchmark_lines(poses: Iterable[Localized]) -> str:
+    """The text of the long-term visual localisation benchmark: NAME QW QX QY QZ TX TY TZ, world to camera."""
+    lines = []
+    for found in poses:
+        if found.pose is not None:
+            x, y, z, w = found.pose.rotation.quat
+            values = (w, x, y, z, *found.pose.translation)
+            lines.append(" ".join([found.name, *(f"{value:.9g}" for value in values)]) + "\n")
+    return "".join(lines)

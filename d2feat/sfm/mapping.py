@@ -1,0 +1,122 @@
+"""The sparse model: COLMAP's incremental mapper on a database, and the figures of the paper's table."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import D2FeatError, InputError
+from .colmap import pycolmap
+from .database import SEED
+
+MAX_REPROJECTION: Final = 4.0
+"""Error above which an observation is no inlier, px, COLMAP's own."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the paper reports of a reconstruction (section 5.2).
+
+    Attributes:
+        images, registered: photos given, and photos with a camera in the model.
+        points, observations: of 3D points, and of them in photos.
+        track_length: observations a point, mean.
+        reprojection_error: px, mean over points, as COLMAP reports it.
+    """
+
+    images: int
+    registered: int
+    points: int
+    observations: int
+    track_length: float
+    reprojection_error: float
+
+
+def build_model(
+    database: Path, photos: Path, out: Path, registered: Callable[[], None] = lambda: None
+) -> None:
+    """Map a database incrementally, from a seed, and write the largest model to the folder `out`.
+
+    Args:
+        photos: folder of the photographs, for the colours.
+        registered: called after each photo that got its camera.
+
+    Raises:
+        D2FeatError: no two photos to begin with were found.
+    """
+    options = pycolmap.IncrementalPipelineOptions(random_seed=SEED, num_threads=1, min_model_size=3)
+    options.image_path = photos
+    with _replacing(out) as partial:
+        models = pycolmap.incremental_mapping(
+            database,
+            photos,
+            partial,
+            options,
+            initial_image_pair_callback=registered,
+            next_image_callback=registered,
+        )
+        if not models:
+            raise D2FeatError(
+                "COLMAP found no two photos to begin with: too few matches, or all from one place; "
+                "take more photos that overlap, from places that differ"
+            )
+        # It writes each model to a folder of its own. Ties are broken by the number of points.
+        best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
+        shutil.rmtree(partial)
+        partial.mkdir()
+        best.write(partial)
+
+
+def read_cameras(reference: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `pycolmap.Camera` and `pycolmap.Rigid3d` (world to camera) of each photo of a COLMAP model.
+
+    Raises:
+        InputError: there is no model that COLMAP can read.
+    """
+    try:
+        model = pycolmap.Reconstruction(reference)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"COLMAP cannot read a model in {reference}: {error}") from None
+    images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+    cameras = {number: pycolmap.Camera(camera.todict()) for number, camera in model.cameras.items()}
+    names = {image.name: cameras[image.camera_id] for image in images}
+    return names, {image.name: image.cam_from_world() for image in images}
+
+
+def triangulate(database: Path, photos: Path, out: Path, poses: dict[str, Any]) -> None:
+    """The model of a database whose cameras are known and kept, written to the folder `out`."""
+    model = pycolmap.Reconstruction()
+    with pycolmap.Database.open(database) as opened:
+        for camera in opened.read_all_cameras():
+            model.add_camera_with_trivial_rig(camera)
+        for image in opened.read_all_images():
+            fresh = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id)
+            model.add_image_with_trivial_frame(fresh, poses[image.name])
+    options = pycolmap.IncrementalPipelineOptions(random_seed=SEED, num_threads=1)
+    with _replacing(out) as partial:
+        pycolmap.triangulate_points(model, database, photos, partial, options=options).write(partial)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes its place at `folder` when all is written."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def figures(model: Any, images: int) -> Figures:
+    """The figures of a `pycolmap.Reconstruction` of so many photos."""
+    return Figures(
+        images,
+        model.num_reg_images(),
+        model.num_points3D(),
+        model.compute_num_observations(),
+        model.compute_mean_track_length(),
+        model.compute_mean_reprojection_error(),
+    )

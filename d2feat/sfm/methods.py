@@ -1,0 +1,112 @@
+"""What the pipeline runs on: D2-Net, or COLMAP's SIFT beside it, each with its own rule of matching."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..feature2d import D2Feature
+from ..features import Features
+from ..matching import match
+from ..orientation import turned
+from .colmap import pycolmap
+from .photos import Photo
+
+SIFT: Final = "SIFT"
+D2NET: Final = "D2-Net"
+
+D2NET_MATCHING: Final[dict[str, Any]] = {"ratio": 0.9}
+"""Of `d2feat.match`. Without it, as many neighbours of photos that share nothing agree on some geometry as of
+photos that share a little, and RANSAC takes twice as long."""
+D2NET_INLIERS: Final = 25
+"""Matches that must agree on a geometry for it to count: by chance 15 to 20 do."""
+SIFT_MATCHING: Final[dict[str, Any]] = {"ratio": 0.8, "maxDistance": 0.7}
+"""COLMAP's own."""
+SIFT_INLIERS: Final = 15
+"""COLMAP's own."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named function from a photo to its features, in the file's pixels, and how these are matched.
+
+    Attributes:
+        matching: arguments of `d2feat.match`, beside mutual nearest neighbours.
+        min_inliers: matches of two photos that must agree on a geometry.
+        settings: all that its features depend on, for `stages` to know theirs again.
+    """
+
+    name: str
+    extract: Callable[[Photo], Features]
+    matching: dict[str, Any] = field(default_factory=dict)
+    min_inliers: int = SIFT_INLIERS
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def d2net(detector: D2Feature) -> Method:
+    """D2-Net as `detector` has it."""
+
+    def extract(photo: Photo) -> Features:
+        found = detector.extract(photo.upright)
+        return Features(
+            photo.to_stored(found.keypoints),
+            found.scores,
+            found.scales,
+            found.descriptors,
+            photo.stored_size,
+        )
+
+    sizes = {"maxEdge": detector.getMaxEdge(), "maxSumEdges": detector.getMaxSumEdges()}
+    settings = {
+        "model": hashlib.sha256(detector._session.path.read_bytes()).hexdigest(),
+        "nfeatures": detector.getNFeatures(),
+        "scoreThreshold": detector.getScoreThreshold(),
+        "scales": detector.getScales(),
+    }
+    return Method(D2NET, extract, D2NET_MATCHING, D2NET_INLIERS, settings | sizes)
+
+
+def sift(nfeatures: int) -> Method:
+    """COLMAP's SIFT (RootSIFT) and its rule of matching.
+
+    COLMAP keeps whole octaves and several orientations a point, thus more than it is asked for; here the
+    `nfeatures` of largest scale are kept, which is COLMAP's preference, too.
+    """
+    options = pycolmap.FeatureExtractionOptions(use_gpu=False, num_threads=1)
+    options.sift.max_num_features = nfeatures
+    extractor = pycolmap.FeatureExtractor.create(options)
+
+    def extract(photo: Photo) -> Features:
+        grey = cv2.cvtColor(turned(photo.upright, -photo.quarters), cv2.COLOR_BGR2GRAY)
+        keypoints, found = extractor.extract_from_uint8_array(grey)
+        matrix = pycolmap.keypoints_to_matrix(keypoints).reshape(-1, 4)
+        kept = np.argsort(-matrix[:, 2], kind="stable")[:nfeatures]
+        descriptors = found.data.reshape(-1, 128)[kept].astype(np.float32)
+        descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True).clip(min=1)
+        # COLMAP's origin is the corner of the first pixel.
+        points = (matrix[kept, :2] - 0.5).astype(np.float32)
+        scales = matrix[kept, 2].astype(np.float32)
+        return Features(points, scales, scales, descriptors, photo.stored_size)
+
+    return Method(
+        SIFT,
+        extract,
+        SIFT_MATCHING,
+        SIFT_INLIERS,
+        {"nfeatures": nfeatures, "colmap": pycolmap.COLMAP_version},
+    )
+
+
+def matched(
+    method: Method, one: Features, two: Features
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """M x 2 indices of matching features, and M scores: (1 + cosine) / 2, as hloc's."""
+    found = match(one.descriptors, two.descriptors, **method.matching)
+    indices = np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
+    distance = np.array([pair.distance for pair in found], np.float32)
+    scores: npt.NDArray[np.float32] = (1 - distance * distance / 4).astype(np.float32)
+    return indices, scores

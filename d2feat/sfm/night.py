@@ -1,0 +1,69 @@
+"""A day and night test made of photographs by day: every second one is darkened, as a camera sees it."""
+
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+from ..images import Image
+from .photos import find_photos
+
+SEED: Final = 0
+LIGHT: Final = 0.35
+"""Of day, at most: the training's."""
+
+
+def darken_half(photos: Path, out: Path, light: float = LIGHT) -> list[str]:
+    """Write the photographs of a folder to another, every second one by night; the names of these.
+
+    EXIF is kept, for the focal length; what is not a JPEG file is written as it is named.
+
+    Raises:
+        InputError: there are no photographs, or one cannot be read or written.
+    """
+    dark = []
+    for number, name in enumerate(find_photos(photos)):
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        encoded = (photos / name).read_bytes()
+        if number % 2:
+            stored = cv2.imread(str(photos / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            if stored is None:
+                raise InputError(f"OpenCV cannot read {photos / name}")
+            image = night(np.asarray(stored, np.uint8), np.random.default_rng([SEED, number]), light)
+            exif = _exif(encoded)
+            done, code = cv2.imencode(target.suffix, image)
+            if not done:
+                raise InputError(f"OpenCV cannot write {target.suffix}")
+            encoded = code.tobytes()
+            if exif and encoded[:2] == b"\xff\xd8":
+                encoded = encoded[:2] + exif + encoded[2:]
+            dark.append(name)
+        target.write_bytes(encoded)
+    return dark
+
+
+def night(image: Image, random: np.random.Generator, light: float = LIGHT) -> Image:
+    """An H x W x 3 image by night: a quarter to all of `light`, by colour, deeper shadows, a sensor's noise.
+
+    The formulas and ranges of the training's change of light.
+    """
+    day = (image.astype(np.float32) / 255).clip(1e-4, 1)
+    tint = random.uniform(0.5, 1.0, 3).astype(np.float32)
+    dark = 0.03 + light * tint * day**1.5 * random.uniform(0.5, 1)
+    grain = random.standard_normal(image.shape, np.float32) * np.float32(6 / 255)
+    noisy = dark + grain * (0.5 + np.sqrt(dark))
+    return np.asarray(np.rint(255 * noisy.clip(0, 1)), np.uint8)
+
+
+def _exif(jpeg: bytes) -> bytes:
+    """The EXIF segment of a JPEG file, marker included, or nothing."""
+    position = 2
+    while jpeg[:2] == b"\xff\xd8" and jpeg[position : position + 1] == b"\xff" and jpeg[position + 1] != 0xDA:
+        length = 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        if jpeg[position + 4 : position + 8] == b"Exif":
+            return jpeg[position : position + length]
+        position += length
+    return b""

@@ -1,0 +1,56 @@
+"""Which photos are matched with which. A pair is two names in the photos' order, and occurs once."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ..errors import InputError
+from ..features import Floats
+from .database import Pair
+from .retrieval import nearest_photos
+
+NEIGHBOURS: Final = 20
+"""Photos that each is matched with by retrieval."""
+OVERLAP: Final = 10
+"""Photos that follow in a sequence and are matched."""
+EXHAUSTIVE: Final = 60
+"""Photos above which "auto" is retrieval: beyond it, pairs that show the same place become the exception."""
+
+
+def exhaustive(names: Sequence[str]) -> list[Pair]:
+    """All pairs."""
+    return list(itertools.combinations(names, 2))
+
+
+def sequential(names: Sequence[str], overlap: int = OVERLAP) -> list[Pair]:
+    """Each photo with the `overlap` next ones, and those 2, 4, 8, ... times as far, as in COLMAP."""
+    steps = sorted({*range(1, overlap + 1), *(overlap * 2**power for power in range(1, 8))})
+    return [(names[i], names[i + step]) for i in range(len(names)) for step in steps if i + step < len(names)]
+
+
+def retrieved(names: Sequence[str], descriptors: Floats, count: int = NEIGHBOURS) -> list[Pair]:
+    """Each photo with the `count` nearest by its row of the N x D global descriptors."""
+    nearest = nearest_photos(descriptors, descriptors, count + 1)
+    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row if i != j}
+    return [(names[i], names[j]) for i, j in sorted(pairs)]
+
+
+def read_pairs(path: Path, names: Sequence[str]) -> list[Pair]:
+    """The pairs of a text file, two names a line, as hloc and COLMAP have them.
+
+    Raises:
+        InputError: there is no such file, or a line is not two of the names.
+    """
+    if not path.is_file():
+        raise InputError(f"no file of pairs at {path}")
+    order = {name: i for i, name in enumerate(names)}
+    pairs = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or not set(fields) <= order.keys() or fields[0] == fields[1]:
+            raise InputError(f"{path}, line {number}: {line!r} is not the names of two of the photos")
+        pairs.add(tuple(sorted(fields, key=order.__getitem__)))
+    return sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""The photographs of a folder: their names, their pixels upright, and the cameras that took them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+from ..features import Floats
+from ..images import Image
+from ..orientation import to_stored, turned
+from .colmap import pycolmap
+
+_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+
+_QUARTERS: Final = {3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
+"""Quarter turns counter-clockwise that make a photo upright, by EXIF orientation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """Pixels of a photograph, turned upright, as D2-Net wants them: it does not estimate orientations.
+
+    Attributes:
+        upright: H x W x 3 uint8 BGR.
+        quarters: quarter turns counter-clockwise from the file's pixels to `upright`.
+    """
+
+    upright: Image
+    quarters: int
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(width, height) of the file's pixels, which COLMAP's coordinates refer to."""
+        height, width = self.upright.shape[:2]
+        return (height, width) if self.quarters % 2 else (width, height)
+
+    def to_stored(self, points: Floats) -> Floats:
+        """N x 2 positions in `upright` in the file's pixels."""
+        return to_stored(points, self.stored_size, self.quarters)
+
+
+def find_photos(folder: Path) -> list[str]:
+    """Names of the photographs in a folder and its subfolders, relative to it, sorted.
+
+    Raises:
+        InputError: there is no such folder or no photograph in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}")
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    if not names:
+        raise InputError(f"no photographs in {folder}; their names end in {', '.join(_SUFFIXES)}")
+    return names
+
+
+def read_photo(path: Path) -> Photo:
+    """The photograph at `path`.
+
+    Raises:
+        InputError: it is missing or not an image.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise InputError(
+            f"{path} is not an image that OpenCV can read" if path.exists() else f"no file {path}"
+        )
+    bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
+    quarters = _QUARTERS.get(bitmap.exif_orientation() or 1, 0) if bitmap else 0
+    return Photo(turned(np.asarray(image, np.uint8), quarters), quarters)
+
+
+def cameras_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """A `pycolmap.Camera` for each photo, the same object for photos of one camera at one focal length.
+
+    Intrinsics are COLMAP's guess: the focal length of EXIF, or 1.2 times the longer side; one radial
+    distortion.
+
+    Raises:
+        InputError: COLMAP cannot read a photo.
+    """
+    known: dict[Any, Any] = {}
+    cameras = {}
+    for name in names:
+        try:
+            camera = pycolmap.infer_camera_from_image(folder / name)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"COLMAP cannot read {folder / name}: {error}") from None
+        bitmap: Any = pycolmap.Bitmap.read(folder / name, as_rgb=False)
+        key = bitmap.exif_camera_model(), camera.width, camera.height, *camera.params
+        cameras[name] = known.setdefault(key, camera)
+    return cameras

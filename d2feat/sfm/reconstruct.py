@@ -1,0 +1,164 @@
+"""From a folder of photographs to a sparse model, in stages that go on from what they have."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from .. import hdf5
+from ..errors import InputError
+from .colmap import pycolmap
+from .database import Pair, build_database, verified_pairs
+from .localize import GLOBAL, MODEL, WORDS
+from .mapping import Figures, build_model, figures, read_cameras, triangulate
+from .methods import Method
+from .pairs import EXHAUSTIVE, exhaustive, read_pairs, retrieved, sequential
+from .photos import cameras_of, find_photos
+from .picture import draw_model
+from .retrieval import SAMPLES, global_descriptor, learn_words
+from .stages import FEATURES, MATCHES, claim, extract_photos, match_photos
+
+DATABASE: Final = "database.db"
+PAIRS: Final = "pairs.txt"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, what was done of it since the last call, and all there is to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one method.
+
+    Attributes:
+        pairs, verified: photos that were matched, and those of them whose geometry was verified.
+        seconds: by stage, of the run that did it.
+    """
+
+    figures: Figures
+    pairs: int
+    verified: int
+    seconds: dict[str, float]
+
+
+def reconstruct(
+    folder: Path,
+    out: Path,
+    method: Method,
+    pairing: str = "auto",
+    progress: Progress = lambda *_: None,
+    reference: Path | None = None,
+) -> Result:
+    """Reconstruct the photographs of a folder, in `out`.
+
+    Writes ``features.h5``, ``global.h5``, ``pairs.txt``, ``matches.h5`` (in hloc's layouts), ``database.db``
+    and ``sparse`` (COLMAP's), ``points.ply``, ``model.png`` and ``report.json``. What is there is not made
+    again: a run that was killed is gone on with, and features and matches of others that are put there are
+    taken.
+
+    Args:
+        pairing: "exhaustive", "sequential", "retrieval", "auto" (exhaustive up to `EXHAUSTIVE` photos, beyond
+            that retrieval), or the path of a text file of pairs.
+        reference: COLMAP model whose cameras are known: its photos are taken, its cameras kept, and points
+            triangulated.
+
+    Raises:
+        InputError: there are no photographs, `out` is among them, or it holds work with other settings.
+        D2FeatError: COLMAP found no two photographs to begin with.
+    """
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{out} lies in the folder of the photographs, where its pictures would be taken for such"
+        )
+    if reference is None:
+        names, poses = find_photos(folder), None
+        cameras = cameras_of(folder, names)
+    else:
+        cameras, poses = read_cameras(reference)
+        names = list(cameras)
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    rules = {
+        "matching": method.matching,
+        "min_inliers": method.min_inliers,
+        "pairs": pairing,
+        "reference": str(reference),
+    }
+    claim(out, {"method": method.name, **method.settings, **rules, "photos": sizes})
+    extract_photos(folder, names, method, out, lambda done: progress("extraction", done, len(names)))
+    pairs = choose_pairs(names, out, pairing)
+    match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
+    seconds = {}
+    for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
+        with hdf5.open_hdf5(out / name) as file:
+            seconds[stage] = float(file.attrs.get("seconds", 0))
+    seconds["verification"] = _timed(out / DATABASE, lambda: _verify(cameras, out, pairs, method, progress))
+    seconds["mapping"] = _timed(out / MODEL, lambda: _map(folder, out, len(names), poses, progress))
+    model = pycolmap.Reconstruction(out / MODEL)
+    model.export_PLY(out / "points.ply")
+    draw_model(model, out / "model.png")
+    result = Result(figures(model, len(names)), len(pairs), len(verified_pairs(out / DATABASE)), seconds)
+    (out / "report.json").write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    return result
+
+
+def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
+    """The pairs of photos to match, written to ``out/pairs.txt``; global descriptors to ``out/global.h5``."""
+    each = max(1, SAMPLES // len(names))
+    with hdf5.open_hdf5(out / FEATURES) as file:
+        # Twice, for all photos' descriptors may not fit into memory.
+        words = learn_words(
+            np.concatenate([hdf5.read_features(file, name).descriptors[:each] for name in names])
+        )
+        vectors = np.stack(
+            [global_descriptor(hdf5.read_features(file, name).descriptors, words) for name in names]
+        )
+    with hdf5.replacing(out / GLOBAL) as file:
+        for name, vector in zip(names, vectors, strict=True):
+            file[f"{name}/global_descriptor"] = vector
+    np.save(out / WORDS, words)
+    if pairing == "auto":
+        pairing = "exhaustive" if len(names) <= EXHAUSTIVE else "retrieval"
+    if pairing == "retrieval":
+        pairs = retrieved(names, vectors)
+    elif pairing in ("exhaustive", "sequential"):
+        pairs = exhaustive(names) if pairing == "exhaustive" else sequential(names)
+    else:
+        pairs = read_pairs(Path(pairing), names)
+    (out / PAIRS).write_text("".join(f"{one} {two}\n" for one, two in pairs), encoding="utf-8")
+    return pairs
+
+
+def _verify(
+    cameras: dict[str, Any], out: Path, pairs: Sequence[Pair], method: Method, progress: Progress
+) -> None:
+    with hdf5.open_hdf5(out / FEATURES) as features, hdf5.open_hdf5(out / MATCHES) as matches:
+        build_database(
+            out / DATABASE,
+            cameras,
+            features,
+            matches,
+            pairs,
+            method.min_inliers,
+            lambda: progress("verification", 1, len(pairs)),
+        )
+
+
+def _map(folder: Path, out: Path, count: int, poses: dict[str, Any] | None, progress: Progress) -> None:
+    if poses is None:
+        build_model(out / DATABASE, folder, out / MODEL, lambda: progress("mapping", 1, count))
+    else:
+        triangulate(out / DATABASE, folder, out / MODEL, poses)
+
+
+def _timed(made: Path, make: Callable[[], Any]) -> float:
+    """Seconds that it takes to make what is at a path; those it once took if it is there."""
+    clock = made.with_name(made.name + ".seconds")
+    if not made.exists():
+        start = time.perf_counter()
+        make()
+        clock.write_text(f"{time.perf_counter() - start:.3f}\n")
+    return float(clock.read_text()) if clock.exists() else 0.0

@@ -1,0 +1,477 @@
+"""Structure from motion, localisation and retrieval on a scene whose cameras are known."""
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("pycolmap")
+pytest.importorskip("h5py")
+
+from d2feat import hdf5
+from d2feat.cli import app
+from d2feat.errors import D2FeatError, InputError
+from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
+from d2feat.sfm.colmap import pycolmap
+from d2feat.sfm.localize import Map, benchmark_lines, localize_photos, read_queries
+from d2feat.sfm.night import darken_half
+from d2feat.sfm.reconstruct import Result, reconstruct
+
+from .conftest import create
+from .sfm_scene import View, render, write_views
+
+AZIMUTHS = {"a.png": 21, "b.png": 30, "sub/c.png": 39, "sub/d.png": 49, "e.png": 58}
+QUERY = 44.0
+BUDGET = 400
+
+
+def method() -> methods.Method:
+    return methods.d2net(create(BUDGET))
+
+
+@pytest.fixture(scope="session")
+def views() -> dict[str, View]:
+    return {name: render(azimuth) for name, azimuth in AZIMUTHS.items()}
+
+
+@pytest.fixture(scope="session")
+def folder(views: dict[str, View], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos")
+    write_views(path, views)
+    return path
+
+
+@pytest.fixture(scope="session")
+def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("scene") / "out"
+    return out, reconstruct(folder, out, method())
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """All datasets of an HDF5 file."""
+    found: dict[str, np.ndarray] = {}
+    with hdf5.open_hdf5(path) as file:
+        file.visit(
+            lambda name: found.update({name: file[name][()]}) if hasattr(file[name], "shape") else None
+        )
+    return found
+
+
+def cameras(out: Path) -> dict[str, np.ndarray]:
+    model = pycolmap.Reconstruction(out / "sparse")
+    return {model.images[i].name: model.images[i].cam_from_world().matrix() for i in model.reg_image_ids()}
+
+
+def true_similarity(model: pycolmap.Reconstruction, views: dict[str, View]) -> pycolmap.Sim3d:
+    """From the model to the scene."""
+    images = [model.images[i] for i in model.reg_image_ids()]
+    centres = np.array([image.projection_center() for image in images])
+    return pycolmap.estimate_sim3d(centres, np.array([views[image.name].centre for image in images]))
+
+
+def add_exif(path: Path, orientation: int) -> None:
+    entry = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
+    jpeg = path.read_bytes()
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(entry) + 2) + entry + jpeg[2:])
+
+
+# ---- the model
+
+
+def test_all_cameras_are_found_where_they_were(built: tuple[Path, Result], views: dict[str, View]) -> None:
+    out, result = built
+    assert result.figures.registered == result.figures.images == len(views)
+    assert result.figures.points > 100
+    assert result.figures.observations / result.figures.points == pytest.approx(result.figures.track_length)
+    assert result.figures.reprojection_error < 1
+    assert result.verified == result.pairs == 10
+    model = pycolmap.Reconstruction(out / "sparse")
+    similarity = true_similarity(model, views)
+    for i in model.reg_image_ids():
+        image = model.images[i]
+        view = views[image.name]
+        pose = similarity.transform_camera_world(image.cam_from_world())
+        truth = pycolmap.Rigid3d(pycolmap.Rotation3d(view.R), view.t)
+        rotation, position = leave_one_out.pose_error(pose, truth, 1.0)
+        assert rotation < 1.5  # the focal length is not known
+        assert position < 0.15  # the cameras are 4.4 from the corner
+    (camera,) = model.cameras.values()
+    assert camera.mean_focal_length() == pytest.approx(views["a.png"].K[0, 0], rel=0.05)
+
+
+def test_it_leaves_what_colmap_and_hloc_read(built: tuple[Path, Result], folder: Path) -> None:
+    out, _ = built
+    with pycolmap.Database.open(out / "database.db") as opened:
+        images = {image.name: image.image_id for image in opened.read_all_images()}
+        with hdf5.open_hdf5(out / "features.h5") as file:
+            assert sorted(images) == hdf5.image_names(file) == photos.find_photos(folder)
+            for name, number in images.items():
+                # COLMAP's origin is the corner of the first pixel.
+                expected = hdf5.read_features(file, name).keypoints + np.float32(0.5)
+                np.testing.assert_array_equal(opened.read_keypoints(number), expected)
+        with hdf5.open_hdf5(out / "matches.h5") as file:
+            matches, scores = hdf5.read_matches(file, "a.png", "sub/c.png")
+        assert (scores > 0.5).all()
+        order = [images["a.png"], images["sub/c.png"]]
+        np.testing.assert_array_equal(opened.read_matches(*order), matches)
+        inliers = opened.read_two_view_geometry(*order).inlier_matches
+        assert {tuple(pair) for pair in inliers} <= {tuple(pair) for pair in matches}
+    listed = [tuple(line.split()) for line in (out / "pairs.txt").read_text().splitlines()]
+    assert listed == pairs.exhaustive(photos.find_photos(folder))
+    assert (out / "points.ply").read_bytes().startswith(b"ply")
+    assert min(cv2.imread(str(out / "model.png")).shape[:2]) > 300
+
+
+def test_a_second_run_changes_nothing_and_other_settings_are_refused(
+    built: tuple[Path, Result], folder: Path
+) -> None:
+    out, result = built
+    names = "features.h5", "matches.h5", "database.db.seconds", "sparse/points3D.bin"
+    files = [out / name for name in names]  # SQLite touches the database when it is read
+    before = [path.stat().st_mtime_ns for path in files]
+    assert reconstruct(folder, out, method()) == result
+    assert [path.stat().st_mtime_ns for path in files] == before
+    with pytest.raises(InputError, match=r"other settings \(nfeatures\)"):
+        reconstruct(folder, out, methods.d2net(create(BUDGET + 1)))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from d2feat import hdf5
+from d2feat.sfm import database, reconstruct, stages
+from tests.test_sfm import method
+where, after, folder, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+def dying(function):
+    def call(*args):
+        global after
+        after -= 1
+        if after < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    return call
+hdf5.write_features = dying(hdf5.write_features) if where == "extraction" else hdf5.write_features
+stages.matched = dying(stages.matched) if where == "matching" else stages.matched
+database.verify = dying(database.verify) if where == "verification" else database.verify
+mapped = dying(lambda: None)
+reconstruct.reconstruct(
+    folder, out, method(), progress=lambda stage, *_: mapped() if stage == where == "mapping" else None
+)
+"""
+
+
+def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_result(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    unbroken, result = built
+    out = tmp_path / "out"
+    left = []
+    for where, after in (("extraction", 2), ("matching", 5), ("verification", 4), ("mapping", 1)):
+        command = [sys.executable, "-c", KILLED, where, str(after), str(folder), str(out)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        left.append({path.name for path in out.iterdir()})
+    assert [{"features.h5", "matches.h5", "database.db", "sparse"} & names for names in left] == [
+        set(),
+        {"features.h5"},
+        {"features.h5", "matches.h5"},
+        {"features.h5", "matches.h5", "database.db"},
+    ]
+    assert reconstruct(folder, out, method()).figures == result.figures
+    for name in ("features.h5", "matches.h5", "global.h5"):
+        one, two = arrays(out / name), arrays(unbroken / name)
+        assert one.keys() == two.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key])
+    for name, pose in cameras(unbroken).items():
+        np.testing.assert_array_equal(cameras(out)[name], pose)
+    assert not list(out.rglob("*.partial")) + list(out.rglob("*.parts"))
+
+
+def test_features_and_matches_of_others_are_taken(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    source, result = built
+    for name in ("features.h5", "matches.h5"):
+        shutil.copy(source / name, tmp_path)
+
+    def extract(photo: photos.Photo) -> None:
+        raise AssertionError("nothing is to be extracted")
+
+    matching, count = methods.D2NET_MATCHING, methods.D2NET_INLIERS
+    other = methods.Method("of others", extract, matching, count)  # type: ignore[arg-type]
+    assert reconstruct(folder, tmp_path, other).figures == result.figures
+
+
+def test_what_cannot_be_reconstructed_is_a_clear_error(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        reconstruct(tmp_path / "none", tmp_path / "out", method())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no photographs"):
+        reconstruct(tmp_path / "empty", tmp_path / "out", method())
+    with pytest.raises(InputError, match="in the folder of the photographs"):
+        reconstruct(folder, folder / "out", method())
+    flat = tmp_path / "flat"
+    write_views(flat, {"a.png": render(30), "b.png": render(30.2)})
+    with pytest.raises(D2FeatError, match="no two photos to begin with"):
+        reconstruct(flat, tmp_path / "out", method())
+
+
+# ---- localisation
+
+
+def test_a_further_photo_is_localised(
+    built: tuple[Path, Result], views: dict[str, View], tmp_path: Path
+) -> None:
+    out, _ = built
+    view = render(QUERY, height=1.8)
+    write_views(
+        tmp_path, {"night.png": View(cv2.convertScaleAbs(view.image, alpha=0.4), view.K, view.R, view.t)}
+    )
+    with Map(out) as place:
+        (found,) = localize_photos(place, {tmp_path / "night.png": None}, method())
+        similarity = true_similarity(place.model, views)
+    assert found.inliers > 50
+    truth = pycolmap.Rigid3d(pycolmap.Rotation3d(view.R), view.t)
+    rotation, position = leave_one_out.pose_error(similarity.transform_camera_world(found.pose), truth, 1.0)
+    assert rotation < 1.5
+    assert position < 0.15
+    name, *numbers = benchmark_lines([found]).split()
+    w, x, y, z, *translation = map(float, numbers)
+    assert name == "night.png"
+    np.testing.assert_allclose(
+        pycolmap.Rotation3d([x, y, z, w]).matrix(), found.pose.rotation.matrix(), atol=1e-7
+    )
+    np.testing.assert_allclose(translation, found.pose.translation, atol=1e-7)
+
+
+def test_a_photo_of_something_else_gets_no_pose(built: tuple[Path, Result], tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (216, 288, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 2))
+    with Map(built[0]) as place:
+        (found,) = localize_photos(place, {tmp_path / "noise.png": None}, method())
+    assert found.pose is None
+    assert benchmark_lines([found]) == ""
+
+
+def test_each_photo_is_found_again_by_the_others(built: tuple[Path, Result]) -> None:
+    errors = leave_one_out.leave_one_out(built[0], method())
+    assert [error.name for error in errors] == sorted(AZIMUTHS)
+    assert np.median([error.rotation for error in errors]) < 0.5
+    assert np.median([error.position for error in errors]) < 0.01
+    assert all(error.rotation > 0 for error in errors)
+
+
+def test_a_photo_that_is_left_out_leaves_nothing_behind(built: tuple[Path, Result]) -> None:
+    whole = pycolmap.Reconstruction(built[0] / "sparse")
+    gone = min(whole.reg_image_ids())
+    rest = leave_one_out.without(whole, gone)
+    assert gone not in rest.reg_image_ids()
+    tracks = [point.track for point in rest.points3D.values()]
+    assert tracks
+    assert all(track.length() >= 2 for track in tracks)
+    assert all(element.image_id != gone for track in tracks for element in track.elements)
+
+
+def test_a_data_set_in_the_layout_of_aachen(
+    built: tuple[Path, Result], folder: Path, views: dict[str, View], tmp_path: Path
+) -> None:
+    """Known cameras of the reference photos, a list of queries with intrinsics, the benchmark's text file."""
+    cameras, images = [], []
+    for number, (name, view) in enumerate(views.items(), 1):
+        # COLMAP's origin is the corner of the first pixel.
+        (f, _, cx), (_, _, cy) = view.K[0], view.K[1]
+        cameras.append(f"{number} SIMPLE_PINHOLE 288 216 {f} {cx + 0.5} {cy + 0.5}\n")
+        x, y, z, w = pycolmap.Rotation3d(view.R).quat
+        images.append(" ".join(map(str, [number, w, x, y, z, *view.t, number, name])) + "\n\n")
+    reference, out, query = tmp_path / "reference", tmp_path / "out", render(QUERY, height=1.8)
+    reference.mkdir()
+    for file, lines in (("cameras", cameras), ("images", images), ("points3D", [])):
+        (reference / f"{file}.txt").write_text("".join(lines))
+    write_views(tmp_path, {"query/night/q.png": query})
+    (tmp_path / "queries.txt").write_text("query/night/q.png SIMPLE_RADIAL 288 216 300 144 108 0\n")
+    out.mkdir()
+    for name in ("features.h5", "matches.h5"):
+        shutil.copy(built[0] / name, out)
+    run = CliRunner().invoke
+    options = ["--nfeatures", str(BUDGET), "--model", "d2net", "--provider", "cpu"]
+    known = ["--cameras", str(reference), "--no-sift", "-o", str(out), *options]
+    done = run(app, ["reconstruct", str(folder), *known])
+    assert done.exit_code == 0, done.output
+    model = pycolmap.Reconstruction(out / "sparse")
+    assert model.num_points3D() > 100
+    for image in model.images.values():
+        np.testing.assert_allclose(image.projection_center(), views[image.name].centre, atol=1e-6)
+    queries = ["--list", str(tmp_path / "queries.txt"), "--photos", str(tmp_path)]
+    done = run(app, ["localize", str(out), *queries, "-o", str(tmp_path / "poses.txt"), *options])
+    assert done.exit_code == 0, done.output
+    name, *numbers = (tmp_path / "poses.txt").read_text().split()
+    w, x, y, z, *translation = map(float, numbers)
+    assert name == "q.png"
+    found = pycolmap.Rigid3d(pycolmap.Rotation3d([x, y, z, w]), translation)
+    truth = pycolmap.Rigid3d(pycolmap.Rotation3d(query.R), query.t)
+    rotation, position = leave_one_out.pose_error(found, truth, 1.0)
+    assert rotation < 0.5
+    assert position < 0.05
+
+
+@pytest.mark.parametrize("line", ["q.png", "q.png PINHOLE 288 216 300", "q.png NONE 288 216 300 1 1"])
+def test_a_list_of_queries_that_is_none_is_an_error(tmp_path: Path, line: str) -> None:
+    (tmp_path / "queries.txt").write_text(f"# a comment\n{line}\n")
+    with pytest.raises(InputError, match="line 2"):
+        read_queries(tmp_path / "queries.txt", tmp_path)
+    with pytest.raises(InputError, match="no list"):
+        read_queries(tmp_path / "none.txt", tmp_path)
+
+
+def test_every_second_photo_is_darkened_and_keeps_its_exif(tmp_path: Path) -> None:
+    jpegs, out = tmp_path / "jpegs", tmp_path / "out"
+    write_views(jpegs, {name: render(40) for name in ("a.jpg", "b.jpg")})
+    add_exif(jpegs / "b.jpg", 6)
+    assert darken_half(jpegs, out) == ["b.jpg"]
+    assert (out / "a.jpg").read_bytes() == (jpegs / "a.jpg").read_bytes()
+    assert photos.read_photo(out / "b.jpg").quarters == 3
+    by_day, by_night = (cv2.imread(str(path / "b.jpg")).mean() for path in (jpegs, out))
+    assert by_night < 0.5 * by_day
+
+
+# ---- pairs and retrieval
+
+
+def test_sequential_pairs_are_near_and_then_farther_apart() -> None:
+    names = [f"{i:03}" for i in range(50)]
+    found = pairs.sequential(names, overlap=3)
+    assert len(found) == len(set(found))
+    assert [two for one, two in found if one == "000"] == ["001", "002", "003", "006", "012", "024", "048"]
+
+
+def test_retrieval_finds_the_photos_of_the_same_place() -> None:
+    random = np.random.default_rng(0)
+    places = random.normal(size=(4, 60, 32)).astype(np.float32)
+    described = []
+    for i in range(12):
+        some = places[i // 3] + random.normal(scale=0.3, size=(60, 32))
+        described.append((some / np.linalg.norm(some, axis=1, keepdims=True)).astype(np.float32))
+    words = retrieval.learn_words(np.concatenate(described))
+    vectors = np.stack([retrieval.global_descriptor(some, words) for some in described])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    names = [f"{i:02}" for i in range(12)]
+    wanted = [(names[i], names[j]) for i in range(12) for j in range(i + 1, 12) if i // 3 == j // 3]
+    found = pairs.retrieved(names, vectors, 2)
+    assert sorted(found) == wanted
+    assert retrieval.recall(found, wanted) == 1
+    assert retrieval.recall(found[:6], [pair[::-1] for pair in wanted]) == 0.5
+    assert retrieval.global_descriptor(np.zeros((0, 32), np.float32), words).tolist() == [0] * words.size
+
+
+def test_pairs_are_read_in_the_photos_order(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("b a\n\na c\nb a\n")
+    assert pairs.read_pairs(tmp_path / "pairs.txt", ["a", "b", "c"]) == [("a", "b"), ("a", "c")]
+    (tmp_path / "pairs.txt").write_text("a b\na d\n")
+    with pytest.raises(InputError, match="line 2"):
+        pairs.read_pairs(tmp_path / "pairs.txt", ["a", "b", "c"])
+    with pytest.raises(InputError, match="no file of pairs"):
+        pairs.read_pairs(tmp_path / "none.txt", ["a"])
+
+
+# ---- photos and methods
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_photos_are_upright_and_their_points_are_those_of_the_file(
+    tmp_path: Path, orientation: int, quarters: int
+) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    path = tmp_path / "photo.jpg"
+    cv2.imwrite(str(path), image)
+    add_exif(path, orientation)
+    photo = photos.read_photo(path)
+    assert photo.quarters == quarters
+    np.testing.assert_array_equal(photo.upright, cv2.imread(str(path)))
+    stored = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert photo.stored_size == (60, 40)
+    for x, y in ((0, 0), (5, 2), (17, 31)):
+        u, v = photo.to_stored(np.array([[x, y]], np.float32))[0].astype(int)
+        np.testing.assert_array_equal(stored[v, u], photo.upright[y, x])
+
+
+def test_photos_of_one_camera_share_it(folder: Path, tmp_path: Path) -> None:
+    found = photos.cameras_of(folder, photos.find_photos(folder))
+    assert len({id(camera) for camera in found.values()}) == 1
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 60, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((60, 40, 3), np.uint8))
+    assert len({id(camera) for camera in photos.cameras_of(tmp_path, ["a.png", "b.png"]).values()}) == 2
+    (tmp_path / "c.png").write_text("no")
+    with pytest.raises(InputError, match="cannot read"):
+        photos.cameras_of(tmp_path, ["c.png"])
+
+
+def test_sifts_keypoints_are_in_opencvs_coordinates_and_within_the_budget() -> None:
+    blob = np.zeros((80, 100, 3), np.float32)
+    y, x = np.mgrid[:80, :100]
+    blob += 200 * np.exp(-((x - 61) ** 2 + (y - 33) ** 2) / (2 * 4.0**2))[..., None]
+    found = methods.sift(1).extract(photos.Photo(blob.astype(np.uint8), 0))
+    assert len(found) == 1
+    np.testing.assert_allclose(found.keypoints[0], (61, 33), atol=0.1)
+    assert np.linalg.norm(found.descriptors[0]) == pytest.approx(1, abs=1e-3)
+
+
+def test_other_work_in_a_folder_is_not_overwritten(tmp_path: Path) -> None:
+    stages.claim(tmp_path, {"method": "D2-Net", "scales": (1.0,)})
+    stages.claim(tmp_path, {"method": "D2-Net", "scales": (1.0,)})
+    with pytest.raises(InputError, match=r"other settings \(scales\)"):
+        stages.claim(tmp_path, {"method": "D2-Net", "scales": (0.5, 1.0)})
+
+
+# ---- the command line
+
+
+def test_the_commands(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    run = CliRunner().invoke
+    options = ["--nfeatures", str(BUDGET), "--model", "d2net", "--provider", "cpu"]
+    done = run(app, ["reconstruct", str(folder), "-o", str(out), *options])
+    assert done.exit_code == 0, done.output
+    rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line}
+    assert rows["D2-Net"][1:5] == ["5", "/", "5", str(built[1].figures.points)]
+    assert rows["SIFT"][1:4] == ["5", "/", "5"]
+    query, poses = folder / "b.png", tmp_path / "poses.txt"
+    done = run(app, ["localize", str(out), str(query), "-o", str(poses), *options])
+    assert done.exit_code == 0, done.output
+    assert len(poses.read_text().split()) == 8
+    done = run(app, ["eval", "retrieval", str(out)])
+    assert "5 photos, 10 pairs, 10 verified" in done.output
+    done = run(app, ["eval", "localization", str(out)])
+    assert done.exit_code == 0, done.output
+    assert [line.split()[:3] for line in done.output.splitlines()[1:3]] == [
+        ["D2-Net", "5", "5"],
+        ["SIFT", "5", "5"],
+    ]
+    done = run(app, ["localize", str(tmp_path / "none"), str(query)])
+    assert done.exit_code == 1
+    assert "holds no reconstruction" in done.output
+
+
+def test_without_pycolmap_the_rest_works_and_the_error_names_the_extra(tmp_path: Path) -> None:
+    (tmp_path / "pycolmap.py").write_text("raise ImportError('absent')")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-m", "d2feat", "reconstruct", str(tmp_path), "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "pip install 'd2feat[sfm]'" in " ".join(done.stderr.split())
