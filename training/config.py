@@ -56,7 +56,10 @@ class Light:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight of every objective term; a term of weight 0 is not computed. See `objectives`."""
+    """Weight of every objective term; a term of weight 0 is not computed.
+
+    See the functions of these names: `objectives`, `policy` (policy) and `labels` (the last three).
+    """
 
     match: float = 1.0
     triplet: float = 0.0
@@ -65,6 +68,11 @@ class Weights:
     coincidence: float = 1.0
     reprojection: float = 0.0
     matchability: float = 0.5
+    multilevel: float = 0.0
+    policy: float = 0.0
+    warped_target: float = 0.0
+    adaptation: float = 0.0
+    evolution: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,9 @@ class Config:
 
     Attributes:
         train: "all", or "fine" for the fine head alone on a frozen trunk (of which only the early layers
-            are then computed, several times faster; `match` and `triplet` need "all", and `matchability`
-            then asks for repetition alone).
+            are then computed, several times faster; `match` and `triplet` need "all", `multilevel` and
+            `policy` need all layers, and without these `matchability` and `evolution` ask for repetition
+            alone).
         steps, minutes: the budget; steps if positive, else minutes. The schedule spans it.
         batch: pairs per step. size: side of the square views, px.
         trunk_rate, fine_rate: peak AdamW learning rates. warmup: share of the budget for warming up.
@@ -86,6 +95,7 @@ class Config:
             a window's distribution. tolerance: px, sigma by which two peaks may differ in coincidence.
         within: px, how near a detection must be repeated to count as matchable.
         repeatability_window: px, of R2D2's windows.
+        adaptations: homographies that `adaptation` averages over.
         holdout: photographs at the end of the collection that are never trained on, but judged by.
         save_every, judge_every: minutes between writing the state, and between judgements.
         judge_pairs: pairs of each kind in a judgement.
@@ -112,6 +122,7 @@ class Config:
     tolerance: float = 0.7
     within: float = 1.0
     repeatability_window: int = 12
+    adaptations: int = 4
     holdout: int = 100
     save_every: float = 3.0
     judge_every: float = 10.0

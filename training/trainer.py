@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from export.checkpoint import read_checkpoint
 from export.trunk import MEAN_BGR, D2Net
 
-from .config import Config, config_from_dict
+from .config import Config, Weights, config_from_dict
 from .judge import Judgement, judge
 from .loss import losses, total
 from .pairs import make_pairs
@@ -260,7 +260,7 @@ class _Log:
 
     COLUMNS: Final = (
         *("step", "seconds", "rate", "loss", "gradient"),
-        *("match", "triplet", "repeatability", "peakiness", "coincidence", "reprojection", "matchability"),
+        *(field.name for field in fields(Weights)),
         *("light_mma1", "light_mma3", "viewpoint_mma1", "viewpoint_mma3"),
     )
 
