@@ -47,7 +47,8 @@ ROOT = Path(__file__).parent.parent
 WIDTHS = (8, 8, 8, 16)
 CALM = Light(night=0, share=0)
 TINY = Config(
-    steps=4, batch=2, size=64, positions=16, adaptations=1, holdout=2, judge_every=1e9, judge_pairs=0, save_every=1e9,
+    steps=4, batch=2, size=64, positions=16, adaptations=1, holdout=2, judge_every=1e9, judge_pairs=0,
+    save_every=1e9,
     weights=Weights(
         match=1.0, triplet=1.0, repeatability=1.0, peakiness=1.0, coincidence=1.0, reprojection=1.0,
         matchability=1.0, multilevel=1.0, policy=1.0, warped_target=1.0, adaptation=1.0, evolution=1.0,
@@ -484,8 +485,8 @@ def test_scores_are_averaged_over_homographies(photos: Photos) -> None:
     assert net.fine is not None
     with torch.no_grad():
         net.fine.c.weight.zero_()
-    config = TINY.override(train="fine", adaptations=4, weights__match=0.0, weights__triplet=0.0, weights__policy=0.0,
-                           weights__multilevel=0.0)  # fmt: skip
+    needs_trunk = ("match", "triplet", "policy", "multilevel")
+    config = TINY.override(train="fine", adaptations=4, **{f"weights__{name}": 0.0 for name in needs_trunk})
     images = photos.canvases[:2, :, :64, :64].float()
     even = run_fine_head(net, images, bfloat16=False)
     found = adapted_scores(net, images, even, config, Generator().manual_seed(0))

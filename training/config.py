@@ -85,6 +85,8 @@ class Config:
             `policy` need all layers, and without these `matchability` and `evolution` ask for repetition
             alone).
         steps, minutes: the budget; steps if positive, else minutes. The schedule spans it.
+        scenes: share of the steps whose pairs are drawn from scenes, where there are any, in place of
+            photographs.
         batch: pairs per step. size: side of the square views, px.
         trunk_rate, fine_rate: peak AdamW learning rates. warmup: share of the budget for warming up.
         decay: weight decay. clip: bound of the gradient's norm, of trunk and fine head each.
@@ -106,6 +108,7 @@ class Config:
     train: Literal["all", "fine"] = "all"
     steps: int = 0
     minutes: float = 60.0
+    scenes: float = 0.25
     batch: int = 8
     size: int = 192
     trunk_rate: float = 3e-5
@@ -142,6 +145,8 @@ class Config:
             raise ValueError(f"size must be a multiple of 16 and at least 64, not {self.size}")
         if self.steps <= 0 and self.minutes <= 0:
             raise ValueError("a run needs steps or minutes")
+        if not 0 <= self.scenes <= 1:
+            raise ValueError(f"scenes is a share of the steps, 0 to 1, not {self.scenes}")
         if self.batch < 2 and self.weights.match:
             raise ValueError("the match term takes negatives from another image: batch must be at least 2")
 

@@ -73,9 +73,7 @@ def total(terms: dict[str, Tensor], config: Config) -> Tensor:
     return torch.stack(weighted).sum()
 
 
-def adapted_scores(
-    net: D2Net, images: Tensor, score: Tensor, config: Config, generator: Generator
-) -> Tensor:
+def adapted_scores(net: D2Net, images: Tensor, score: Tensor, config: Config, generator: Generator) -> Tensor:
     """The score of B x 3 x H x W images averaged over random homographies of them, B x 1 x H x W.
 
     Homographic adaptation (SuperPoint, section 5.2); `score` is that of the images themselves. Where a

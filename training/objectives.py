@@ -318,8 +318,8 @@ def reprojection(
     """Distance, px, of differentiable keypoints that belong together (ALIKED, Zhao et al. 2023, eq. 12).
 
     A keypoint is the mean of softmax(sharpness log S) over a window about a detection; the first view's is
-    carried over and compared with the second's about the highest pixel there. Pairs apart by more than `reach`
-    do not belong together.
+    carried over and compared with the second's about the highest pixel there. Pairs apart by more than
+    `reach` do not belong together.
     """
     one = soft_argmax(score_first, points.first, sharpness, radius)
     target, known = truth.at(one)

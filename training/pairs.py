@@ -30,7 +30,7 @@ class Correspondence(NamedTuple):
     shown: Tensor
 
     def at(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """B x K x 2 pixel positions carried over, between pixels too, and B x K bool: whether that is known."""
+        """B x K x 2 positions carried over, between pixels too, and B x K bool: whether that is known."""
         height, width = self.shown.shape[1:]
         own = ((points >= 0) & (points <= points.new_tensor([width - 1, height - 1]))).all(2)
         carried = sample(self.positions.permute(0, 3, 1, 2), points).mT
@@ -56,6 +56,13 @@ class Pairs(NamedTuple):
     def swapped(self) -> "Pairs":
         """The same pairs seen from the second view."""
         return Pairs(self.second, self.first, self.back, self.forth, self.scene)
+
+    def to(self, device: torch.device) -> "Pairs":
+        """The same pairs on `device`."""
+        forth, back = (
+            Correspondence(*(maps.to(device) for maps in truth)) for truth in (self.forth, self.back)
+        )
+        return Pairs(self.first.to(device), self.second.to(device), forth, back, self.scene.to(device))
 
 
 def make_pairs(
@@ -122,30 +129,33 @@ def random_views(
     centre = low + (sizes - 1 - 2 * low).clamp(min=0) * uniform(0, 1, 2)
     shift = uniform(-geometry.shift, geometry.shift, 2) * 2 * half
 
-    to_middle = _shift(-half_view.expand(count, 2) + 0.5)
-    first = _shift(centre) @ _linear(_rotation(0 * angle) * scale_first.view(-1, 1, 1)) @ to_middle
+    to_middle = translation(-half_view.expand(count, 2) + 0.5)
+    first = translation(centre) @ linear_map(rotation(0 * angle) * scale_first.view(-1, 1, 1)) @ to_middle
     axes = torch.stack([stretch, 1 / stretch], 1)
-    stretched = _rotation(direction) @ torch.diag_embed(axes) @ _rotation(-direction)
-    linear = _rotation(angle) @ stretched * scale_second.view(-1, 1, 1)
+    stretched = rotation(direction) @ torch.diag_embed(axes) @ rotation(-direction)
+    linear = rotation(angle) @ stretched * scale_second.view(-1, 1, 1)
     perspective = torch.eye(3, dtype=torch.float64, device=device).repeat(count, 1, 1)
     perspective[:, 2, :2] = tilt / half_view
-    second = _shift(centre + shift) @ _linear(linear) @ perspective @ to_middle
+    second = translation(centre + shift) @ linear_map(linear) @ perspective @ to_middle
     return first, second
 
 
-def _shift(by: Tensor) -> Tensor:
+def translation(by: Tensor) -> Tensor:
+    """B x 3 x 3 homographies that shift by B x 2."""
     matrix = torch.eye(3, dtype=by.dtype, device=by.device).repeat(len(by), 1, 1)
     matrix[:, :2, 2] = by
     return matrix
 
 
-def _linear(block: Tensor) -> Tensor:
+def linear_map(block: Tensor) -> Tensor:
+    """B x 3 x 3 homographies of B x 2 x 2 linear maps."""
     matrix = torch.eye(3, dtype=block.dtype, device=block.device).repeat(len(block), 1, 1)
     matrix[:, :2, :2] = block
     return matrix
 
 
-def _rotation(angle: Tensor) -> Tensor:
+def rotation(angle: Tensor) -> Tensor:
+    """B x 2 x 2 rotations by B angles, radians."""
     cosine, sine = torch.cos(angle), torch.sin(angle)
     return torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
 
