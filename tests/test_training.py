@@ -682,3 +682,17 @@ def test_pairs_are_made_alike_whatever_the_order_of_calls(photos: Photos) -> Non
         torch.rand(7)
     for one, two in zip(*made, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_compiled_trunk_trains_alike(photos: Photos, tmp_path: Path) -> None:
+    if os.environ.get("D2FEAT_COMPILE") != "1":
+        pytest.skip("compiling takes a minute: set D2FEAT_COMPILE=1")
+    rows = []
+    for compiled in (False, True):
+        config = TINY.override(steps=2, compile=compiled, bfloat16=False)
+        trainer = Trainer(photos, config, tmp_path / str(compiled), net=tiny_net())
+        seen: list[float] = []
+        path = trainer.run(lambda progress, seen=seen: seen.append(progress.row["loss"]))
+        assert set(weights_of(path)) == set(tiny_net().state_dict())
+        rows.append(seen)
+    assert rows[1] == pytest.approx(rows[0], rel=1e-3)
