@@ -85,8 +85,6 @@ class Config:
             `policy` need all layers, and without these `matchability` and `evolution` ask for repetition
             alone).
         steps, minutes: the budget; steps if positive, else minutes. The schedule spans it.
-        scenes: share of the steps whose pairs are drawn from scenes, where there are any, in place of
-            photographs.
         batch: pairs per step. size: side of the square views, px.
         trunk_rate, fine_rate: peak AdamW learning rates. warmup: share of the budget for warming up.
         decay: weight decay. clip: bound of the gradient's norm, of trunk and fine head each.
@@ -98,6 +96,8 @@ class Config:
         within: px, how near a detection must be repeated to count as matchable.
         repeatability_window: px, of R2D2's windows.
         adaptations: homographies that `adaptation` averages over.
+        scenes: share of the steps whose pairs are drawn from scenes, where there are any, in place of
+            photographs.
         holdout: photographs at the end of the collection that are never trained on, but judged by.
         save_every, judge_every: minutes between writing the state, and between judgements.
         judge_pairs: pairs of each kind in a judgement.
@@ -108,7 +108,6 @@ class Config:
     train: Literal["all", "fine"] = "all"
     steps: int = 0
     minutes: float = 60.0
-    scenes: float = 0.25
     batch: int = 8
     size: int = 192
     trunk_rate: float = 3e-5
@@ -126,6 +125,7 @@ class Config:
     within: float = 1.0
     repeatability_window: int = 12
     adaptations: int = 4
+    scenes: float = 0.25
     holdout: int = 100
     save_every: float = 3.0
     judge_every: float = 10.0
@@ -143,10 +143,10 @@ class Config:
             raise ValueError("match and triplet need descriptors: set them to 0 with train='fine'")
         if self.size % 16 or self.size < 64:
             raise ValueError(f"size must be a multiple of 16 and at least 64, not {self.size}")
-        if self.steps <= 0 and self.minutes <= 0:
-            raise ValueError("a run needs steps or minutes")
         if not 0 <= self.scenes <= 1:
             raise ValueError(f"scenes is a share of the steps, 0 to 1, not {self.scenes}")
+        if self.steps <= 0 and self.minutes <= 0:
+            raise ValueError("a run needs steps or minutes")
         if self.batch < 2 and self.weights.match:
             raise ValueError("the match term takes negatives from another image: batch must be at least 2")
 
