@@ -58,7 +58,9 @@ class Light:
 class Weights:
     """Weight of every objective term; a term of weight 0 is not computed.
 
-    See the functions of these names: `objectives`, `policy` (policy) and `labels` (the last three).
+    See the functions of these names: `objectives`, `policy` (policy) and `labels` (the last three). With
+    `train="fine"`, `multilevel` and `policy` need all layers, and without them `evolution`, too, asks for
+    repetition alone.
     """
 
     match: float = 1.0
@@ -81,9 +83,8 @@ class Config:
 
     Attributes:
         train: "all", or "fine" for the fine head alone on a frozen trunk (of which only the early layers
-            are then computed, several times faster; `match` and `triplet` need "all", `multilevel` and
-            `policy` need all layers, and without these `matchability` and `evolution` ask for repetition
-            alone).
+            are then computed, several times faster; `match` and `triplet` need "all", and `matchability`
+            then asks for repetition alone).
         steps, minutes: the budget; steps if positive, else minutes. The schedule spans it.
         batch: pairs per step. size: side of the square views, px.
         trunk_rate, fine_rate: peak AdamW learning rates. warmup: share of the budget for warming up.
