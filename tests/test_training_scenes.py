@@ -15,9 +15,10 @@ from skimage import data
 from torch import Generator
 
 from training import scenes as s
+from training import views
 from training.config import Config, Geometry, Light, Weights
 from training.loss import losses, total
-from training.pairs import Pairs, sample
+from training.pairs import Pairs, pixel_grid, sample, within_margin
 from training.photos import Photos, stack
 from training.trainer import STATE, Trainer, TrainingError
 
@@ -139,7 +140,7 @@ def objects(values: list[object]) -> NDArray[np.object_]:
 
 def draw(folder: Path, count: int = 12, seed: int = 0) -> Pairs:
     scenes = s.read_scenes(folder)
-    return s.scene_pairs(scenes, count, (96, 96), Geometry(), CALM, Generator().manual_seed(seed))
+    return views.scene_pairs(scenes, count, (96, 96), Geometry(), CALM, Generator().manual_seed(seed))
 
 
 # Depth
@@ -150,9 +151,11 @@ def test_carrying_against_a_hand_computed_point() -> None:
     intrinsics = torch.tensor([[100.0, 0, 50], [0, 100, 40], [0, 0, 1]]).double()
     moved = eye.clone()
     moved[:3, 3] = torch.tensor([1.0, 0.5, 3.0])
-    one, two = (s.View(nothing, nothing, nothing, nothing, intrinsics, camera) for camera in (eye, moved))
+    one, two = (views.View(nothing, nothing, nothing, nothing, intrinsics, camera) for camera in (eye, moved))
     # (60, 20) at depth 2 is (0.2, -0.4, 2), which the second camera sees at (1.2, 0.1, 5).
-    carried, depth = s.carry(one, two, torch.tensor([[60.0, 20.0]]).double(), torch.tensor([2.0]).double())
+    carried, depth = views.carry(
+        one, two, torch.tensor([[60.0, 20.0]]).double(), torch.tensor([2.0]).double()
+    )
     torch.testing.assert_close(carried, torch.tensor([[74.0, 42.0]]).double())
     assert depth.tolist() == [5.0]
 
@@ -169,14 +172,14 @@ def test_depth_takes_content_to_content_and_knows_what_is_hidden(megadepth: Path
         even = way.shown & (on_box < 1) & (box_there < 1)
         assert float(error[even].max()) < 2.5
         assert float(error[even].mean()) < 0.7
-        hidden += int(((on_box < 1) & (box_there > 254) & s.within_margin(way.positions)).sum())
+        hidden += int(((on_box < 1) & (box_there > 254) & within_margin(way.positions)).sum())
         assert not bool((way.shown & (on_box < 1) & (box_there > 254)).any())
     assert hidden > 100, "the box hides some of the wall"
 
 
 def test_both_directions_agree(megadepth: Path) -> None:
     pairs = draw(megadepth)
-    grid = s.pixel_grid(96, 96, pairs.first.device).reshape(1, -1, 2).expand(len(pairs.first), -1, -1)
+    grid = pixel_grid(96, 96, pairs.first.device).reshape(1, -1, 2).expand(len(pairs.first), -1, -1)
     there, known = pairs.forth.at(grid)
     back, known_back = pairs.swapped().forth.at(there)
     error = (back - grid).norm(dim=2)[known & known_back]
@@ -277,7 +280,7 @@ def test_a_reconstruction_has_the_tracks_of_the_scene(reconstructed: Path) -> No
 
     assert len(scene.pairs) == 6
     for one, two in scene.pairs.tolist():
-        (first, second), _ = s._shared_tracks(scene, one, two)
+        (first, second), _ = views._shared_tracks(scene, one, two)
         assert len(first) > 60
         where, there = rendered(one, first.numpy()), rendered(two, second.numpy())
         depth, _, _ = hit(where, POSES[one])

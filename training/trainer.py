@@ -28,7 +28,8 @@ from .judge import Judgement, judge
 from .loss import losses, total
 from .pairs import Pairs, make_pairs
 from .photos import Photos
-from .scenes import Scene, scene_pairs
+from .scenes import Scene
+from .views import scene_pairs
 
 STATE: Final = "state.pth"
 LOG: Final = "log.csv"
