@@ -102,11 +102,13 @@ class Session:
         largest = 3 * math.floor(height * pyramid.max()) * math.floor(width * pyramid.max())
         if largest >= _MOST_ELEMENTS:
             raise self._too_large(image, pyramid)
+        if points is None:
+            points = np.zeros((0, 3), np.float32)
         feeds = {
             "image": image,
             "pyramid": pyramid,
             "max_keypoints": np.array(max_keypoints, np.int64),
-            "points": np.zeros((0, 3), np.float32) if points is None else points,
+            "points": points,
         }
 
         def call(options: Any) -> Outputs:
@@ -123,7 +125,7 @@ class Session:
                 raise D2FeatError(f"ONNX Runtime failed: {message}") from error
 
         outputs = _run_stoppable(call, apart=self.provider == _CPU)
-        self._check(outputs, len(feeds["points"]))
+        self._check(outputs, len(points))
         return outputs
 
     def _check(self, outputs: Outputs, points: int) -> None:

@@ -14,11 +14,18 @@ from export.checkpoint import CheckpointError
 from . import trainer
 from .config import Config
 from .photos import read_photos
+from .scenes import SceneError, read_scenes
 
 
 def main(
     photos: Annotated[Path, typer.Option(help="Folder of photographs or tar shards, or one shard.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; a run found there is continued.")],
+    scenes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of scenes (of `python -m training.sfm`, or MegaDepth) to train on as well."
+        ),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Time budget.")] = 60.0,
     steps: Annotated[int, typer.Option(help="Step budget, in place of the time.")] = 0,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
@@ -36,12 +43,15 @@ def main(
     try:
         config = Config().override(minutes=minutes, steps=steps, **_changes(set_ or []))
         collection = read_photos(photos, limit=limit)
-        run = trainer.Trainer(collection, config, out, init=init, device=device)
+        places = read_scenes(scenes) if scenes else []
+        run = trainer.Trainer(collection, config, out, scenes=places, init=init, device=device)
     except (ValueError, FileNotFoundError, CheckpointError, trainer.TrainingError) as error:
         console.print(f"[red]{error}", highlight=False)
         raise typer.Exit(2) from None
     console.print(
-        f"{len(run.photos)} photographs, {len(run.held_out)} held out, on {device}; from step {run.step}"
+        f"{len(run.photos)} photographs, {len(run.held_out)} held out, {len(places)} scenes, on {device}; "
+        f"from step {run.step}",
+        soft_wrap=True,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -57,7 +67,7 @@ def main(
 
         try:
             path = run.run(show)
-        except trainer.TrainingError as error:
+        except (trainer.TrainingError, SceneError) as error:
             console.print(f"[red]{error}", highlight=False)
             raise typer.Exit(1) from None
     console.print(f"wrote {path}")

@@ -56,7 +56,12 @@ class Light:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight of every objective term; a term of weight 0 is not computed. See `objectives`."""
+    """Weight of every objective term; a term of weight 0 is not computed.
+
+    See the functions of these names: `objectives`, `policy` (policy) and `labels` (the last three). With
+    `train="fine"`, `multilevel` and `policy` need all layers, and without them `evolution`, too, asks for
+    repetition alone.
+    """
 
     match: float = 1.0
     triplet: float = 0.0
@@ -65,6 +70,11 @@ class Weights:
     coincidence: float = 1.0
     reprojection: float = 0.0
     matchability: float = 0.5
+    multilevel: float = 0.0
+    policy: float = 0.0
+    warped_target: float = 0.0
+    adaptation: float = 0.0
+    evolution: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,9 @@ class Config:
             a window's distribution. tolerance: px, sigma by which two peaks may differ in coincidence.
         within: px, how near a detection must be repeated to count as matchable.
         repeatability_window: px, of R2D2's windows.
+        adaptations: homographies that `adaptation` averages over.
+        scenes: share of the steps whose pairs are drawn from scenes, where there are any, in place of
+            photographs.
         holdout: photographs at the end of the collection that are never trained on, but judged by.
         save_every, judge_every: minutes between writing the state, and between judgements.
         judge_pairs: pairs of each kind in a judgement.
@@ -116,6 +129,8 @@ class Config:
     tolerance: float = 0.7
     within: float = 1.0
     repeatability_window: int = 12
+    adaptations: int = 4
+    scenes: float = 0.25
     holdout: int = 100
     save_every: float = 3.0
     judge_every: float = 10.0
@@ -135,6 +150,8 @@ class Config:
             raise ValueError(f"widths are those of four blocks, not {self.widths}")
         if self.size % 16 or self.size < 64:
             raise ValueError(f"size must be a multiple of 16 and at least 64, not {self.size}")
+        if not 0 <= self.scenes <= 1:
+            raise ValueError(f"scenes is a share of the steps, 0 to 1, not {self.scenes}")
         if self.steps <= 0 and self.minutes <= 0:
             raise ValueError("a run needs steps or minutes")
         if self.batch < 2 and self.weights.match:

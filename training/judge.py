@@ -17,7 +17,7 @@ from export.trunk import D2Net
 from .config import Geometry, Light
 from .loss import run_network
 from .objectives import ORIGIN
-from .pairs import Pairs, make_pairs, project
+from .pairs import Correspondence, Pairs, make_pairs
 from .photos import Photos
 
 SIZE: Final = (240, 320)
@@ -79,7 +79,7 @@ def _judge_pairs(net: D2Net, pairs: Pairs, bfloat16: bool) -> Judgement:
             features(net, image[i : i + 1], bfloat16=bfloat16) for image in (pairs.first, pairs.second)
         )
         matches = mutual_nearest(one[1], two[1])
-        error = reprojection_errors(pairs.homography[i], one[0][matches[:, 0]], two[0][matches[:, 1]])
+        error = reprojection_errors(pairs.forth, i, one[0][matches[:, 0]], two[0][matches[:, 1]])
         within = [float((error <= t).float().mean()) if len(error) else 0.0 for t in (1.0, 3.0)]
         rows.append([*within, (len(one[0]) + len(two[0])) / 2, float(len(matches))])
     return Judgement(*torch.tensor(rows).mean(0).tolist())
@@ -111,7 +111,8 @@ def mutual_nearest(one: Tensor, two: Tensor) -> Tensor:
     return torch.stack([index[mutual], forth[mutual]], dim=1)
 
 
-def reprojection_errors(homography: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """N distances, px, of N x 2 points mapped by a 3 x 3 homography from N x 2 points."""
-    errors: Tensor = torch.linalg.vector_norm(project(homography[None], first[None])[0] - second, dim=1)
+def reprojection_errors(truth: Correspondence, pair: int, first: Tensor, second: Tensor) -> Tensor:
+    """N distances, px, of N x 2 points of the first view, carried over by one pair's truth, from N x 2."""
+    carried, _ = Correspondence(*(maps[pair : pair + 1] for maps in truth)).at(first[None])
+    errors: Tensor = torch.linalg.vector_norm(carried[0] - second, dim=1)
     return errors

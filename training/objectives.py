@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from export import head
 from export.geometry import STRIDE, cell_origin
 
-from .pairs import project, sample
+from .pairs import Correspondence, sample
 
 ORIGIN = cell_origin("opencv")
 TINY = 1e-8
@@ -73,29 +73,25 @@ class Points(NamedTuple):
         return Points(*(torch.cat(both, 1) for both in zip(self, other, strict=True)))
 
 
-def random_points(homography: Tensor, shown: Tensor, count: int, generator: Generator) -> Points:
-    """K points drawn evenly from the visible part of the first view, at sub-pixel positions.
-
-    Args:
-        homography: B x 3 x 3, first to second view. shown: B x H x W bool, what of the first is visible.
-        count: K. generator: on their device.
-    """
-    batch, height, width = shown.shape
-    draw = torch.rand((batch, count, 2), generator=generator, device=shown.device)
-    first = draw * draw.new_tensor([width - 1, height - 1])
-    valid = sample(shown.float().unsqueeze(1), first)[:, 0] > 0.999
-    return Points(first, project(homography, first), valid)
+def random_points(truth: Correspondence, count: int, generator: Generator) -> Points:
+    """K points drawn evenly from what is shown of the first view, at sub-pixel positions."""
+    width = truth.shown.shape[2]
+    weight = truth.shown.flatten(1) + 1e-12
+    at = torch.multinomial(weight, count, generator=generator)
+    draw = torch.rand((*at.shape, 2), generator=generator, device=at.device)
+    first = torch.stack([at % width, at // width], dim=2) + draw - 0.5
+    return Points(first, *truth.at(first))
 
 
 def window_peaks(
-    score: Tensor, positions: Tensor, shown: Tensor, window: int, count: int, generator: Generator
+    score: Tensor, truth: Correspondence, window: int, count: int, generator: Generator
 ) -> Points:
     """Up to K detections of the first view: highest pixels of the cells of a randomly placed grid.
 
     Cells are drawn without replacement, by the root of their score: mostly those that would be detected.
     """
     height, width = score.shape[2:]
-    offset = _offset(window, generator)
+    offset = grid_offset(window, generator)
     cropped = score.detach()[:, :, offset[0] :, offset[1] :]
     tallest, place = F.max_pool2d(cropped, window, return_indices=True)
     tallest, place = tallest.flatten(1), place.flatten(1)
@@ -104,13 +100,13 @@ def window_peaks(
     margin = STRIDE
     inner = (x >= margin) & (x < width - margin) & (y >= margin) & (y < height - margin)
     at = y * width + x
-    allowed = shown.flatten(1).gather(1, at) & inner
+    allowed = truth.shown.flatten(1).gather(1, at) & inner
     # A network gone bad scores NaN: the trainer finds out by the loss, not multinomial by an exception.
     weight = torch.nan_to_num(allowed * tallest.clamp(min=TINY).sqrt(), nan=0.0, posinf=0.0) + 1e-12
     drawn = torch.multinomial(weight, min(count, weight.shape[1]), generator=generator)
     at = at.gather(1, drawn)
     first = torch.stack([at % width, at // width], dim=2).float()
-    second = positions.flatten(1, 2).gather(1, at.unsqueeze(2).expand(-1, -1, 2))
+    second = truth.positions.flatten(1, 2).gather(1, at.unsqueeze(2).expand(-1, -1, 2))
     return Points(first, second, allowed.gather(1, drawn))
 
 
@@ -136,7 +132,7 @@ def patches(maps: Tensor, points: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     return gathered.view(*points.shape[:2], side * side), corner
 
 
-def _offset(window: int, generator: Generator) -> tuple[int, int]:
+def grid_offset(window: int, generator: Generator) -> tuple[int, int]:
     """Where a grid of windows begins: by the generator's seed, so that nothing waits for the device."""
     draw = random.Random(generator.initial_seed())
     return draw.randrange(window), draw.randrange(window)
@@ -160,13 +156,19 @@ def near_cells(dense: Tensor, points: Tensor, radius: float) -> Tensor:
 
 
 def info_nce(
-    dense_first: Tensor, dense_second: Tensor, points: Points, temperature: float, radius: float
+    dense_first: Tensor,
+    dense_second: Tensor,
+    points: Points,
+    scene: Tensor,
+    temperature: float,
+    radius: float,
 ) -> tuple[Tensor, Tensor]:
     """Loss of every point, B x K, and B x K bool: whether it is nearer to its match than to any negative.
 
     InfoNCE (van den Oord et al. 2018) over positions: the positive is interpolated at the true sub-cell
     place; negatives are all cells of the second view beyond `radius` cells of it, and all cells of another
-    image of the batch. Similarities are computed in the dense maps' own precision.
+    image of the batch, unless that is of the same `scene` (B). Similarities are computed in the dense maps'
+    own precision.
     """
     anchors = descriptors(dense_first, points.first)
     positive = (anchors * descriptors(dense_second, points.second)).sum(2)
@@ -174,7 +176,8 @@ def info_nce(
     anchors = anchors.to(dense_second.dtype)
     near = near_cells(dense_second, points.second, radius)
     own = (anchors @ cells).float().masked_fill(near, -torch.inf)
-    other = (anchors @ cells.roll(1, 0)).float()
+    alike = (scene == scene.roll(1)).view(-1, 1, 1)
+    other = (anchors @ cells.roll(1, 0)).float().masked_fill(alike, -torch.inf)
     logits = torch.cat([positive.unsqueeze(2), own, other], dim=2) / temperature
     return torch.logsumexp(logits, 2) - logits[..., 0], positive > own.amax(2)
 
@@ -209,6 +212,43 @@ def triplet(
     )
     weight = weight * points.valid
     return (weight * ranking).sum() / weight.sum().clamp(min=1e-12)
+
+
+def peaked_scores(maps: Tensor, dilation: int) -> Tensor:
+    """B x 1 x h x w: the largest over channels of peakiness in space times across channels.
+
+    ASLFeat's score (Luo et al. 2020, section 3.3), in place of D2-Net's ratio to the maximum:
+    softplus(y - mean of its 3x3 neighbourhood, dilated) softplus(y - mean over channels). Of a single
+    channel the second factor is left out.
+    """
+    channels = maps.shape[1]
+    kernel = maps.new_full((channels, 1, 3, 3), 1 / 9)
+    padded = F.pad(maps, (dilation,) * 4, mode="replicate")
+    peaked = F.softplus(maps - F.conv2d(padded, kernel, dilation=dilation, groups=channels))
+    if channels > 1:
+        peaked = peaked * F.softplus(maps - maps.mean(1, keepdim=True))
+    return peaked.amax(1, keepdim=True)
+
+
+def multilevel(
+    loss: Tensor, scores: tuple[Tensor, Tensor], denses: tuple[Tensor, Tensor], points: Points
+) -> Tensor:
+    """The match loss (B x K) where both views detect (ASLFeat, sections 3.3 and 3.4).
+
+    Detection is the weighted sum of the peakiness of the fine score, whose logarithm is taken for the
+    channel, and of the dense map: ASLFeat's first and last levels, with its weights 1 and 3 and dilations 3
+    and 1. Weights are normalised in each image, so that detections move to where matching succeeds.
+    """
+
+    def detection(score: Tensor, dense: Tensor, at: Tensor) -> Tensor:
+        fine = sample(peaked_scores(score.clamp(min=TINY).log(), 3), at)[:, 0]
+        coarse = sample(peaked_scores(dense.float(), 1), (at - ORIGIN) / STRIDE)[:, 0]
+        return (fine + 3 * coarse) / 4
+
+    weight = detection(scores[0], denses[0], points.first) * detection(scores[1], denses[1], points.second)
+    weight = weight * points.valid
+    weighted = (weight * loss).sum(1) / weight.sum(1).clamp(min=TINY)
+    return mean_where(weighted, points.valid.any(1))
 
 
 # Detection
@@ -251,7 +291,7 @@ def coincidence(
     Args:
         score_first, warped, shown: see `repeatability`. window, tolerance: px.
     """
-    top, left = _offset(window, generator)
+    top, left = grid_offset(window, generator)
 
     def windows(maps: Tensor) -> Tensor:
         return F.unfold(maps[:, :, top:, left:], window, stride=window).mT
@@ -270,7 +310,7 @@ def reprojection(
     score_first: Tensor,
     score_second: Tensor,
     points: Points,
-    homography: Tensor,
+    truth: Correspondence,
     sharpness: float,
     radius: int = 3,
     reach: float = 3.0,
@@ -278,14 +318,14 @@ def reprojection(
     """Distance, px, of differentiable keypoints that belong together (ALIKED, Zhao et al. 2023, eq. 12).
 
     A keypoint is the mean of softmax(sharpness log S) over a window about a detection; the first view's is
-    projected and compared with the second's about the highest pixel there. Pairs apart by more than `reach`
-    do not belong together.
+    carried over and compared with the second's about the highest pixel there. Pairs apart by more than
+    `reach` do not belong together.
     """
     one = soft_argmax(score_first, points.first, sharpness, radius)
-    target = project(homography, one)
+    target, known = truth.at(one)
     two = soft_argmax(score_second, nearest_peaks(score_second, points.second, radius), sharpness, radius)
     distance = (target - two).square().sum(2).add(1e-6).sqrt()
-    return mean_where(distance, points.valid & (distance.detach() < reach))
+    return mean_where(distance, points.valid & known & (distance.detach() < reach))
 
 
 def soft_argmax(score: Tensor, points: Tensor, sharpness: float, radius: int) -> Tensor:
@@ -298,19 +338,21 @@ def soft_argmax(score: Tensor, points: Tensor, sharpness: float, radius: int) ->
     return corner + weight @ offsets
 
 
+def found_again(score_second: Tensor, points: Points, matched: Tensor, within: float) -> Tensor:
+    """B x K bool: `matched`, and the second view's detection lies `within` so many px of the true place."""
+    peak = nearest_peaks(score_second, points.second, head.FINE_RADIUS)
+    return matched & ((peak - points.second).square().sum(2) <= within**2)
+
+
 def matchability(
     score_first: Tensor, score_second: Tensor, points: Points, matched: Tensor, within: float
 ) -> Tensor:
     """Cross-entropy between a detection's score and whether it would give a correct match.
 
-    After R2D2's reliability (section 3.2), with the outcome itself as target: the descriptor finds its
-    match (`matched`, B x K bool) and the second view's detection lies `within` so many px of the true
-    place. So the best-scored detections are those that match.
+    After R2D2's reliability (section 3.2), with the outcome itself (`found_again`) as target. So the
+    best-scored detections are those that match.
     """
-    with torch.no_grad():
-        peak = nearest_peaks(score_second, points.second, head.FINE_RADIUS)
-        repeated = (peak - points.second).square().sum(2) <= within**2
-        target = (matched & repeated).float()
+    target = found_again(score_second, points, matched, within).float()
     score = sample(score_first, points.first)[:, 0].clamp(1e-4, 1 - 1e-4)
     entropy = -(target * score.log() + (1 - target) * (1 - score).log())
     return mean_where(entropy, points.valid)

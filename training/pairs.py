@@ -1,11 +1,11 @@
 """Pairs of views with exact correspondence, made of photographs in batches on the training device.
 
-Both views are resampled from the photograph itself, so neither is a copy of the other, and the
+Of these, both views are resampled from the photograph itself, so neither is a copy of the other, and the
 homography between them is exact. Pixel centres are integers; homographies act on (x, y, 1).
 """
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +14,55 @@ from torch import Generator, Tensor
 from .config import Geometry, Light
 from .photos import Photos
 
+MARGIN: Final = 4.0
+"""Pixels this near to the border of a view have no counterpart: their descriptors would lack context."""
+
+
+class Correspondence(NamedTuple):
+    """Where the pixels of one view of B pairs lie in the other.
+
+    Attributes:
+        positions: B x H x W x 2 float32, (x, y) in the other view's pixels; finite everywhere.
+        shown: B x H x W bool, where that is known, and at least `MARGIN` inside the other view.
+    """
+
+    positions: Tensor
+    shown: Tensor
+
+    def at(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """B x K x 2 positions carried over, between pixels too, and B x K bool: whether that is known."""
+        height, width = self.shown.shape[1:]
+        own = ((points >= 0) & (points <= points.new_tensor([width - 1, height - 1]))).all(2)
+        carried = sample(self.positions.permute(0, 3, 1, 2), points).mT
+        return carried, own & (sample(self.shown.float().unsqueeze(1), points)[:, 0] > 0.999)
+
 
 class Pairs(NamedTuple):
-    """B pairs of views of H x W pixels.
+    """B pairs of views of H x W pixels, of whatever source.
 
     Attributes:
         first, second: B x 3 x H x W float32, BGR, whole grey levels 0 to 255.
-        homography: B x 3 x 3, pixels of `first` to pixels of `second`.
-        inside_first, inside_second: B x 1 x H x W bool, where the view shows the photograph.
+        forth, back: pixels of `first` in `second`, and the reverse. Dense, but for pairs from structure from
+            motion, which know it only about their tracks.
+        scene: B int64; pairs of one number may show the same things.
     """
 
     first: Tensor
     second: Tensor
-    homography: Tensor
-    inside_first: Tensor
-    inside_second: Tensor
+    forth: Correspondence
+    back: Correspondence
+    scene: Tensor
 
     def swapped(self) -> "Pairs":
         """The same pairs seen from the second view."""
-        inverse = torch.linalg.inv(self.homography.double()).float()
-        return Pairs(self.second, self.first, inverse, self.inside_second, self.inside_first)
+        return Pairs(self.second, self.first, self.back, self.forth, self.scene)
+
+    def to(self, device: torch.device) -> "Pairs":
+        """The same pairs on `device`."""
+        forth, back = (
+            Correspondence(*(maps.to(device) for maps in truth)) for truth in (self.forth, self.back)
+        )
+        return Pairs(self.first.to(device), self.second.to(device), forth, back, self.scene.to(device))
 
 
 def make_pairs(
@@ -55,9 +84,13 @@ def make_pairs(
     canvases, sizes = photos.canvases[chosen], photos.sizes[chosen]
     views, inside = zip(*(view(canvases, sizes, m, size, geometry.oversample) for m in to_photo), strict=True)
     lit = change_light(torch.cat(views), light, generator, strength)
-    homography = torch.linalg.inv(to_photo[1]) @ to_photo[0]
-    homography = homography / homography[:, 2:, 2:]
-    return Pairs(lit[:count], lit[count:], homography.float(), inside[0], inside[1])
+    return Pairs(
+        lit[:count],
+        lit[count:],
+        correspondence(torch.linalg.inv(to_photo[1]) @ to_photo[0], *inside),
+        correspondence(torch.linalg.inv(to_photo[0]) @ to_photo[1], *inside[::-1]),
+        chosen,
+    )
 
 
 def random_views(
@@ -96,30 +129,33 @@ def random_views(
     centre = low + (sizes - 1 - 2 * low).clamp(min=0) * uniform(0, 1, 2)
     shift = uniform(-geometry.shift, geometry.shift, 2) * 2 * half
 
-    to_middle = _shift(-half_view.expand(count, 2) + 0.5)
-    first = _shift(centre) @ _linear(_rotation(0 * angle) * scale_first.view(-1, 1, 1)) @ to_middle
+    to_middle = translation(-half_view.expand(count, 2) + 0.5)
+    first = translation(centre) @ linear_map(rotation(0 * angle) * scale_first.view(-1, 1, 1)) @ to_middle
     axes = torch.stack([stretch, 1 / stretch], 1)
-    stretched = _rotation(direction) @ torch.diag_embed(axes) @ _rotation(-direction)
-    linear = _rotation(angle) @ stretched * scale_second.view(-1, 1, 1)
+    stretched = rotation(direction) @ torch.diag_embed(axes) @ rotation(-direction)
+    linear = rotation(angle) @ stretched * scale_second.view(-1, 1, 1)
     perspective = torch.eye(3, dtype=torch.float64, device=device).repeat(count, 1, 1)
     perspective[:, 2, :2] = tilt / half_view
-    second = _shift(centre + shift) @ _linear(linear) @ perspective @ to_middle
+    second = translation(centre + shift) @ linear_map(linear) @ perspective @ to_middle
     return first, second
 
 
-def _shift(by: Tensor) -> Tensor:
+def translation(by: Tensor) -> Tensor:
+    """B x 3 x 3 homographies that shift by B x 2."""
     matrix = torch.eye(3, dtype=by.dtype, device=by.device).repeat(len(by), 1, 1)
     matrix[:, :2, 2] = by
     return matrix
 
 
-def _linear(block: Tensor) -> Tensor:
+def linear_map(block: Tensor) -> Tensor:
+    """B x 3 x 3 homographies of B x 2 x 2 linear maps."""
     matrix = torch.eye(3, dtype=block.dtype, device=block.device).repeat(len(block), 1, 1)
     matrix[:, :2, :2] = block
     return matrix
 
 
-def _rotation(angle: Tensor) -> Tensor:
+def rotation(angle: Tensor) -> Tensor:
+    """B x 2 x 2 rotations by B angles, radians."""
     cosine, sine = torch.cos(angle), torch.sin(angle)
     return torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
 
@@ -169,18 +205,23 @@ def view(
     return F.avg_pool2d(images, oversample), F.avg_pool2d(inside, oversample) > 0.99
 
 
-def visible(pairs: Pairs, margin: float) -> tuple[Tensor, Tensor]:
-    """Where every pixel of `first` lies in `second`, B x H x W x 2, and whether it shows there, B x H x W.
+def correspondence(homography: Tensor, inside: Tensor, inside_other: Tensor) -> Correspondence:
+    """Exact correspondence by B x 3 x 3 homographies from one view to the other.
 
-    `margin`: pixels this near to the border of `second` do not count.
+    `inside`, `inside_other`: B x 1 x H x W bool, where the views show their photograph.
     """
-    height, width = pairs.first.shape[2:]
-    grid = pixel_grid(height, width, pairs.first.device).expand(len(pairs.first), -1, -1, -1)
-    positions = project(pairs.homography, grid)
+    height, width = inside.shape[2:]
+    homography = (homography / homography[:, 2:, 2:]).float()
+    positions = project(homography, pixel_grid(height, width, inside.device).expand(len(inside), -1, -1, -1))
+    shown = sample(inside_other.float(), positions)[:, 0] > 0.99
+    return Correspondence(positions, within_margin(positions) & shown & inside[:, 0])
+
+
+def within_margin(positions: Tensor) -> Tensor:
+    """B x H x W bool: which of the B x H x W x 2 positions lie `MARGIN` inside a view of H x W pixels."""
+    height, width = positions.shape[1:3]
     last = positions.new_tensor([width - 1, height - 1])
-    within = ((positions >= margin) & (positions <= last - margin)).all(-1)
-    shown = sample(pairs.inside_second.float(), positions)[:, 0] > 0.99
-    return positions, within & shown & pairs.inside_first[:, 0]
+    return ((positions >= MARGIN) & (positions <= last - MARGIN)).all(-1)
 
 
 def change_light(images: Tensor, light: Light, generator: Generator, strength: float = 1.0) -> Tensor:

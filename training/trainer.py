@@ -8,9 +8,12 @@ an unbroken one.
 import csv
 import math
 import os
+import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,12 +23,14 @@ from torch import Generator, Tensor, nn
 from export.checkpoint import read_checkpoint
 from export.trunk import FINE_WIDTH, MEAN_BGR, WIDTHS, D2Net
 
-from .config import Config, config_from_dict
+from .config import Config, Weights, config_from_dict
 from .judge import Judgement, judge
 from .loss import centred, losses, total
 from .narrow import channels, narrow
-from .pairs import make_pairs
+from .pairs import Pairs, make_pairs
 from .photos import Photos
+from .scenes import Scene
+from .views import scene_pairs
 
 STATE: Final = "state.pth"
 LOG: Final = "log.csv"
@@ -51,6 +56,7 @@ class Trainer:
 
     Args:
         photos: what to train on; the last `config.holdout` are kept for judging.
+        scenes: what else to train on, in `config.scenes` of the steps.
         config: the run. out: its folder; a run found there, of the same configuration but for its budget,
             is continued.
         init: checkpoint to start from (`export.checkpoint.read_checkpoint`), else `net`, else random weights.
@@ -66,11 +72,15 @@ class Trainer:
         config: Config,
         out: Path,
         *,
+        scenes: Sequence[Scene] = (),
         init: Path | None = None,
         net: D2Net | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.out, self.device = config, out, torch.device(device)
+        self.scenes = list(scenes)
+        self._ahead: tuple[int, Future[Pairs]] | None = None
+        self._reader = ThreadPoolExecutor(1, "scenes")
         torch.manual_seed(config.seed)
         if net is None:
             net = _initial_network(init, config, photos)
@@ -119,12 +129,14 @@ class Trainer:
                 saved = self.seconds
             on_step(Progress(self.done, row, judged))
         self._log.close()
+        self._reader.shutdown(cancel_futures=True)
         return self.save()
 
     def save(self) -> Path:
         """Write the state and the checkpoint, each in one piece or not at all; returns the checkpoint."""
         state = {
             "config": self.config.as_dict(),
+            "scenes": len(self.scenes),
             "net": self.net.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -157,13 +169,11 @@ class Trainer:
 
     def _train_step(self) -> dict[str, float]:
         config = self.config
-        generator = Generator(self.device).manual_seed(config.seed * 1_000_003 + self.step)
+        generator = Generator(self.device).manual_seed(_seed(config, self.step))
         rate = schedule(self.done, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        size = (config.size, config.size)
-        pairs = make_pairs(self.photos, config.batch, size, config.geometry, config.light, generator)
-        terms = losses(self.net, pairs, config, generator)
+        terms = losses(self.net, self._draw_pairs(generator), config, generator)
         loss = total(terms, config)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -186,6 +196,30 @@ class Trainer:
                 )
         self.step += 1
         return {"step": self.step, "rate": rate, **row}
+
+    def _draw_pairs(self, generator: Generator) -> Pairs:
+        config = self.config
+        size = (config.size, config.size)
+        if not self.scenes or not self._of_scenes(self.step):
+            return make_pairs(self.photos, config.batch, size, config.geometry, config.light, generator)
+        if self._ahead is None or self._ahead[0] != self.step:
+            self._ahead = (self.step, self._read_scenes(self.step))
+        pairs = self._ahead[1].result().to(self.device)
+        # Files are read while the device works on the steps between.
+        following = next(step for step in count(self.step + 1) if self._of_scenes(step))
+        self._ahead = (following, self._read_scenes(following))
+        return pairs
+
+    def _of_scenes(self, step: int) -> bool:
+        return random.Random(f"{self.config.seed} {step}").random() < self.config.scenes
+
+    def _read_scenes(self, step: int) -> Future[Pairs]:
+        config = self.config
+        generator = Generator().manual_seed(_seed(config, step))
+        size = (config.size, config.size)
+        return self._reader.submit(
+            scene_pairs, self.scenes, config.batch, size, config.geometry, config.light, generator
+        )
 
     def _update_average(self) -> None:
         # Young averages forget faster, or they would be stuck at the initial weights.
@@ -211,12 +245,16 @@ class Trainer:
         state = torch.load(path, map_location=self.device, weights_only=True)
         theirs = config_from_dict(state["config"])
         budget = {"steps": self.config.steps, "minutes": self.config.minutes}
-        if theirs.override(**budget) != self.config:
+        if theirs.override(**budget) != self.config or state.get("scenes", 0) != len(self.scenes):
             raise TrainingError(f"{path.parent} holds a run of another configuration: choose another folder")
         self.net.load_state_dict(state["net"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+
+
+def _seed(config: Config, step: int) -> int:
+    return config.seed * 1_000_003 + step
 
 
 def schedule(done: float, warmup: float) -> float:
@@ -270,7 +308,7 @@ class _Log:
 
     COLUMNS: Final = (
         *("step", "seconds", "rate", "loss", "gradient"),
-        *("match", "triplet", "repeatability", "peakiness", "coincidence", "reprojection", "matchability"),
+        *(field.name for field in fields(Weights)),
         *("light_mma1", "light_mma3", "viewpoint_mma1", "viewpoint_mma3"),
     )
 
