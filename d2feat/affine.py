@@ -51,7 +51,7 @@ class AffineFeature:
         tiltStep: float = math.sqrt(2),
         rotateStepBase: float = 72.0,
     ) -> None:
-        if type(backend) is not D2Feature:
+        if not issubclass(type(backend), D2Feature):
             raise InputError(f"AffineFeature takes a detector of d2feat.create, not {type(backend).__name__}")
         if not 0 <= minTilt <= maxTilt:
             raise InputError(f"0 <= minTilt <= maxTilt must hold, not {minTilt} and {maxTilt}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
-from .trunk import MEAN_BGR, D2Net
+from .trunk import FINE_WIDTH, MEAN_BGR, D2Net
 
 NETWORK: Final = "network/"
 """What the names of the network's weights begin with in an exported model."""
@@ -104,7 +104,9 @@ def _network(state: dict[str, Tensor], said: dict[str, Any]) -> D2Net:
     if missing:
         raise CheckpointError(f"no convolution at dense_feature_extraction.model.{missing[0]}.weight")
     widths = [weight.shape[0] for weight in first if weight is not None]
-    fine = len(state["fine.a.bias"].reshape(-1)) if "fine.a.bias" in state else 0
+    fine = FINE_WIDTH if any(key.startswith("fine.") for key in state) else 0
+    if "fine.a.bias" in state:
+        fine = len(state["fine.a.bias"].reshape(-1))
     head = said.get("head", "fine" if fine else "paper")
     if head not in ("fine", "paper") or (head == "fine") != bool(fine):
         raise CheckpointError(f"it says head {head!r} and has {'a' if fine else 'no'} fine head")

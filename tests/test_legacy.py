@@ -363,10 +363,12 @@ def test_the_change_of_distance_is_reported_once(image: np.ndarray) -> None:
 
 
 @pytest.mark.usefixtures("everything")
-def test_affine_feature_is_refused() -> None:
+def test_affine_feature_becomes_ours(image: np.ndarray) -> None:
     for make in (cv2.AffineFeature_create, cv2.AffineFeature.create):
-        with pytest.raises(d2feat.D2FeatError, match="AffineFeature"):
-            make(cv2.SIFT_create())
+        upright, _ = (detector := cv2.SIFT_create(40)).detectAndCompute(image, None)
+        keypoints, descriptors = make(detector, 1).detectAndCompute(image, None)
+        assert len(upright) < len(keypoints) == len(descriptors)
+        assert descriptors.max() > 100  # of 0 to 255, as the detector's own
     with d2feat.installed("sift", **OPTIONS):
         assert cv2.AffineFeature_create(cv2.ORB_create(), 3).getDefaultName()
 

@@ -271,9 +271,11 @@ METHODS: Final[dict[str, type[Replacement]]] = {
 
 def _upright(found: Any) -> Any:
     """The keypoints, or tuples of them, with an angle of 0 where there was none."""
-    for keypoint in found:
-        if isinstance(keypoint, cv2.KeyPoint) and keypoint.angle == -1:
-            keypoint.angle = 0.0
+    for one in found:
+        if isinstance(one, tuple):
+            _upright(one)
+        elif one.angle == -1:
+            one.angle = 0.0
     return found
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import cv2
 
+from ..affine import AffineFeature
 from ..bow import BOWImgDescriptorExtractor, BOWKMeansTrainer
-from ..errors import D2FeatError
 from ..feature2d import D2Feature
 from ..image_features import to_image_features
 from . import matchers
@@ -73,7 +73,7 @@ def _consumers() -> Iterator[Change]:
     one, several = cv2.detail.computeImageFeatures2, cv2.detail.computeImageFeatures
     yield cv2.detail, "computeImageFeatures2", _either(one, _compute_image_features)
     yield cv2.detail, "computeImageFeatures", _either(several, _compute_all_image_features)
-    affine = _either(cv2.AffineFeature_create, _no_affine_feature)  # type: ignore[attr-defined]
+    affine = _either(cv2.AffineFeature_create, _affine_feature)  # type: ignore[attr-defined]
     yield cv2, "AffineFeature", matchers.Facade(cv2.AffineFeature, affine)
     yield cv2, "AffineFeature_create", affine
     if hasattr(cv2, "BOWImgDescriptorExtractor"):
@@ -119,8 +119,6 @@ def _compute_all_image_features(featuresFinder: Any, images: Any, masks: Any = N
     return tuple(found)
 
 
-def _no_affine_feature(*args: Any, **kwargs: Any) -> Any:
-    raise D2FeatError(
-        "cv2.AffineFeature is C++ and calls its detector there: it cannot take D2-Net, which is Python here. "
-        "Keep this program's own detector: leave it out of --replace"
-    )
+def _affine_feature(*args: Any, **kwargs: Any) -> AffineFeature:
+    report("AffineFeature: each simulated view is a run of D2-Net, 43 of them by default")
+    return AffineFeature(*args, **kwargs)
