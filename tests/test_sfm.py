@@ -107,6 +107,15 @@ def test_all_cameras_are_found_where_they_were(built: tuple[Path, Result], views
     assert camera.mean_focal_length() == pytest.approx(views["a.png"].K[0, 0], rel=0.05)
 
 
+def test_photos_taken_while_walking_ahead_are_mapped(tmp_path: Path) -> None:
+    """Straight ahead COLMAP finds no pair to begin with within its own limits."""
+    write_views(tmp_path / "photos", {f"{i}.png": render(45, distance=4.6 - 0.2 * i) for i in range(5)})
+    result = reconstruct(tmp_path / "photos", tmp_path / "out", methods.sift(800))
+    assert result.figures.registered == 5
+    assert result.figures.points > 50
+    assert result.figures.reprojection_error < 1
+
+
 def test_it_leaves_what_colmap_and_hloc_read(built: tuple[Path, Result], folder: Path) -> None:
     out, _ = built
     with pycolmap.Database.open(out / "database.db") as opened:

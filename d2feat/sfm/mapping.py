@@ -14,6 +14,16 @@ from .database import SEED
 MAX_REPROJECTION: Final = 4.0
 """Error above which an observation is no inlier, px, COLMAP's own."""
 
+_FORWARD: Final = {
+    "mapper.init_max_forward_motion": 1.0,
+    "mapper.init_min_tri_angle": 4.0,
+    "mapper.init_min_num_inliers": 60,
+    "mapper.filter_min_tri_angle": 0.5,
+    "triangulation.min_angle": 0.5,
+}
+"""For photos taken while walking ahead, as in a street: what they see is seen at small angles only (degrees),
+where COLMAP's defaults (0.95, 16, 100, 1.5, 1.5) find no pair to begin with, or drop the points."""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -39,6 +49,9 @@ def build_model(
 ) -> None:
     """Map a database incrementally, from a seed, and write the largest model to the folder `out`.
 
+    COLMAP's own limits come first. Where they leave photos without a camera, mapping is tried again with
+    those of `_FORWARD`, and the larger of the two models is kept, COLMAP's own if they are alike.
+
     Args:
         photos: folder of the photographs, for the colours.
         registered: called after each photo that got its camera.
@@ -46,27 +59,46 @@ def build_model(
     Raises:
         D2FeatError: no two photos to begin with were found.
     """
-    options = pycolmap.IncrementalPipelineOptions(random_seed=SEED, num_threads=1, min_model_size=3)
-    options.image_path = photos
+    with pycolmap.Database.open(database) as opened:
+        count = opened.num_images()
     with _replacing(out) as partial:
-        models = pycolmap.incremental_mapping(
-            database,
-            photos,
-            partial,
-            options,
-            initial_image_pair_callback=registered,
-            next_image_callback=registered,
-        )
-        if not models:
+        best = None
+        for limits in ({}, _FORWARD):
+            models = _map_incrementally(database, photos, partial, limits, registered)
+            # It writes each model to a folder of its own. Ties are broken by the number of points.
+            largest = max(models, key=lambda one: (one.num_reg_images(), one.num_points3D()), default=None)
+            if largest and (best is None or largest.num_reg_images() > best.num_reg_images()):
+                best = largest
+            if best and best.num_reg_images() == count:
+                break
+        if best is None:
             raise D2FeatError(
                 "COLMAP found no two photos to begin with: too few matches, or all from one place; "
                 "take more photos that overlap, from places that differ"
             )
-        # It writes each model to a folder of its own. Ties are broken by the number of points.
-        best = max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
         shutil.rmtree(partial)
         partial.mkdir()
         best.write(partial)
+
+
+def _map_incrementally(
+    database: Path, photos: Path, folder: Path, limits: dict[str, float], registered: Callable[[], None]
+) -> list[Any]:
+    """All models that COLMAP makes within limits such as ``mapper.init_min_tri_angle``."""
+    options = pycolmap.IncrementalPipelineOptions(random_seed=SEED, num_threads=1, min_model_size=3)
+    options.image_path = photos
+    for name, value in limits.items():
+        group, _, key = name.partition(".")
+        setattr(getattr(options, group), key, value)
+    models = pycolmap.incremental_mapping(
+        database,
+        photos,
+        folder,
+        options,
+        initial_image_pair_callback=registered,
+        next_image_callback=registered,
+    )
+    return list(models.values())
 
 
 def read_cameras(reference: Path) -> tuple[dict[str, Any], dict[str, Any]]:
