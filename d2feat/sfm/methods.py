@@ -66,6 +66,8 @@ def d2net(detector: D2Feature) -> Method:
         "nfeatures": detector.getNFeatures(),
         "scoreThreshold": detector.getScoreThreshold(),
         "scales": detector.getScales(),
+        "rotations": detector.getRotations(),
+        "tile": detector.getTile(),
     }
     return Method(D2NET, extract, D2NET_MATCHING, D2NET_INLIERS, settings | sizes)
 
