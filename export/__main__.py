@@ -30,6 +30,7 @@ def export(
         str, typer.Option(help="opencv (true geometry) or upstream (the original's)")
     ] = "opencv",
     name: Annotated[str | None, typer.Option(help="the model's name; the checkpoint's by default")] = None,
+    version: Annotated[str, typer.Option(help="of the weights")] = "1",
     int8: Annotated[
         Path | None,
         typer.Option(help="quantise to eight bits, by the first 32 photographs of this folder or tar"),
@@ -61,7 +62,7 @@ def export(
             model = build_native(read_checkpoint(weights), parse_size(size), keypoints, contract)  # type: ignore[arg-type]
             path = save_model(model, out)
         else:
-            path = export_checkpoint(weights, out, coordinates, name, int8)  # type: ignore[arg-type]
+            path = export_checkpoint(weights, out, coordinates, name, int8, version)  # type: ignore[arg-type]
     except (ValueError, FileNotFoundError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
@@ -97,6 +98,7 @@ def export_checkpoint(
     coordinates: Coordinates = "opencv",
     name: str | None = None,
     int8: Path | None = None,
+    version: str = "1",
 ) -> Path:
     """Export the checkpoint at `weights` to `out`; what ``python -m export`` does.
 
@@ -109,7 +111,7 @@ def export_checkpoint(
     if name is not None:
         checkpoint.metadata["name"] = name
     calibration = None if int8 is None else itertools.islice(read_photographs(int8), CALIBRATION)
-    return save_model(build_graph(checkpoint, coordinates, calibration=calibration), out)
+    return save_model(build_graph(checkpoint, coordinates, version=version, calibration=calibration), out)
 
 
 if __name__ == "__main__":

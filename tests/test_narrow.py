@@ -8,6 +8,7 @@ import torch
 
 from export.checkpoint import read_checkpoint
 from export.trunk import D2Net
+from training.average import average
 from training.config import Config
 from training.narrow import channels, narrow
 from training.photos import stack
@@ -88,3 +89,21 @@ def test_a_light_model_is_trained_from_a_wide_checkpoint(tmp_path: Path) -> None
     wider = config.override(widths=[64, 128, 256, 512])
     with pytest.raises(TrainingError, match="not all within"):
         Trainer(photos, wider, tmp_path / "other", init=checkpoint)
+
+
+def test_average_lies_between_the_two_networks(tmp_path: Path) -> None:
+    paths = []
+    for value in (1.0, 3.0):
+        net = wide_net()
+        torch.nn.init.constant_(net.dense_feature_extraction.model[0].weight, value)
+        paths.append(tmp_path / f"{value}.pth")
+        torch.save({"model": net.state_dict(), "d2feat": {"name": "x", "head": "fine"}}, paths[-1])
+    average(*paths, tmp_path / "mean.pth", 0.25)
+    found = read_checkpoint(tmp_path / "mean.pth").net
+    assert set(found.dense_feature_extraction.model[0].weight.unique().tolist()) == {1.5}
+    assert torch.equal(found.fine.c.bias, wide_net().fine.c.bias.half().float())
+    with pytest.raises(ValueError, match="share"):
+        average(*paths, tmp_path / "mean.pth", 1.5)
+    torch.save({"model": D2Net((8, 12, 16, 16), fine=FINE).state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="widths"):
+        average(paths[0], tmp_path / "other.pth", tmp_path / "mean.pth")
