@@ -147,7 +147,7 @@ def test_pairs_are_matched(folder: Path, tmp_path: Path) -> None:
         expected = d2feat.match(one.descriptors, two.descriptors)
         assert len(expected) > 10
         np.testing.assert_array_equal(found, [(m.queryIdx, m.trainIdx) for m in expected])
-        np.testing.assert_allclose(scores, [1 - m.distance / 2 for m in expected], atol=1e-3)
+        np.testing.assert_allclose(scores, [1 - m.distance**2 / 4 for m in expected], atol=1e-3)
         # The order of the names does not count.
         assert len(read_matches(matches, "sub/d.png", "sub/c.webp")[0]) > 10
         with pytest.raises(d2feat.InputError):

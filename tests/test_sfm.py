@@ -160,15 +160,15 @@ from d2feat.sfm import database, reconstruct, stages
 from tests.test_sfm import method
 where, after, folder, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 def dying(function):
-    def call(*args):
+    def call(*args, **kwargs):
         global after
         after -= 1
         if after < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args)
+        return function(*args, **kwargs)
     return call
 hdf5.write_features = dying(hdf5.write_features) if where == "extraction" else hdf5.write_features
-stages.matched = dying(stages.matched) if where == "matching" else stages.matched
+stages.match_features = dying(stages.match_features) if where == "matching" else stages.match_features
 database.verify = dying(database.verify) if where == "verification" else database.verify
 mapped = dying(lambda: None)
 reconstruct.reconstruct(
@@ -383,12 +383,12 @@ def test_retrieval_finds_the_photos_of_the_same_place() -> None:
 
 def test_pairs_are_read_in_the_photos_order(tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("b a\n\na c\nb a\n")
-    assert pairs.read_pairs(tmp_path / "pairs.txt", ["a", "b", "c"]) == [("a", "b"), ("a", "c")]
+    assert pairs.listed(["a", "b", "c"], tmp_path / "pairs.txt") == [("a", "b"), ("a", "c")]
     (tmp_path / "pairs.txt").write_text("a b\na d\n")
     with pytest.raises(InputError, match="line 2"):
-        pairs.read_pairs(tmp_path / "pairs.txt", ["a", "b", "c"])
+        pairs.listed(["a", "b", "c"], tmp_path / "pairs.txt")
     with pytest.raises(InputError, match="no file of pairs"):
-        pairs.read_pairs(tmp_path / "none.txt", ["a"])
+        pairs.listed(["a"], tmp_path / "none.txt")
 
 
 # ---- photos and methods

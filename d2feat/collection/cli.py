@@ -1,5 +1,6 @@
 """``d2feat extract``: features, and matches, of whole collections of images."""
 
+import itertools
 import shutil
 from collections.abc import Iterable
 from enum import StrEnum
@@ -13,10 +14,11 @@ from rich.text import Text
 
 from ..errors import InputError
 from ..feature2d import MULTISCALE, D2Feature
+from ..hdf5 import image_names, open_hdf5
 from ..model import DEFAULT
+from ..pairs import match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
-from .pairs import match_pairs, read_pairs
 from .parts import join_parts, parts_folder, still_to_do
 
 
@@ -92,7 +94,9 @@ def extract(
     for name, why in failed:
         console.print(f"[red]skipped[/red] {name}: {why}", soft_wrap=True, style=None)
     if match:
-        pairs = read_pairs(match, out)
+        with open_hdf5(out) as file:
+            held = image_names(file)
+        pairs = list(itertools.combinations(held, 2)) if match == "all" else read_pairs(Path(match), held)
         matches = out.with_name(f"{out.stem}-matches{out.suffix}")
         with _progress() as progress:
             task = progress.add_task("matching", total=len(pairs))

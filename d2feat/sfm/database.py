@@ -7,14 +7,13 @@ from typing import Any, Final
 import numpy as np
 
 from .. import hdf5
+from ..pairs import Pair
 from .colmap import pycolmap
 
 SEED: Final = 0
 
 MAX_ERROR: Final = 4.0
 """Of an inlier of two views, px, COLMAP's own."""
-
-Pair = tuple[str, str]
 
 
 def build_database(

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from .. import hdf5
 from ..errors import InputError
 from ..features import Features
+from ..pairs import match_features
 from .colmap import pycolmap
 from .database import SEED
-from .methods import Method, matched
+from .methods import Method
 from .photos import cameras_of, read_photo
 from .retrieval import global_descriptor, nearest_photos
 from .stages import FEATURES
@@ -110,7 +111,7 @@ def localize(folder: Map, name: str, features: Features, camera: Any, method: Me
     """
     found: set[tuple[int, int]] = set()
     for other in folder.nearest(features):
-        indices, _ = matched(method, features, folder.features(other))
+        indices, _ = match_features(features, folder.features(other), **method.matching)
         ids = folder.points(other)[indices[:, 1]]
         found.update(zip(indices[ids >= 0, 0].tolist(), ids[ids >= 0].tolist(), strict=True))
     pairs = sorted(found)

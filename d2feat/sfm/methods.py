@@ -7,11 +7,9 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from ..feature2d import D2Feature
 from ..features import Features
-from ..matching import match
 from ..orientation import turned
 from .colmap import pycolmap
 from .photos import Photo
@@ -101,14 +99,3 @@ def sift(nfeatures: int) -> Method:
         SIFT_INLIERS,
         {"nfeatures": nfeatures, "colmap": pycolmap.COLMAP_version},
     )
-
-
-def matched(
-    method: Method, one: Features, two: Features
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """M x 2 indices of matching features, and M scores: (1 + cosine) / 2, as hloc's."""
-    found = match(one.descriptors, two.descriptors, **method.matching)
-    indices = np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
-    distance = np.array([pair.distance for pair in found], np.float32)
-    scores: npt.NDArray[np.float32] = (1 - distance * distance / 4).astype(np.float32)
-    return indices, scores

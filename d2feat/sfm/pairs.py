@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ..errors import InputError
 from ..features import Floats
-from .database import Pair
+from ..pairs import Pair, read_pairs
 from .retrieval import nearest_photos
 
 NEIGHBOURS: Final = 20
@@ -36,21 +35,8 @@ def retrieved(names: Sequence[str], descriptors: Floats, count: int = NEIGHBOURS
     return [(names[i], names[j]) for i, j in sorted(pairs)]
 
 
-def read_pairs(path: Path, names: Sequence[str]) -> list[Pair]:
-    """The pairs of a text file, two names a line, as hloc and COLMAP have them.
-
-    Raises:
-        InputError: there is no such file, or a line is not two of the names.
-    """
-    if not path.is_file():
-        raise InputError(f"no file of pairs at {path}")
+def listed(names: Sequence[str], path: Path) -> list[Pair]:
+    """The pairs of a text file; see `d2feat.pairs.read_pairs`."""
     order = {name: i for i, name in enumerate(names)}
-    pairs = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 2 or not set(fields) <= order.keys() or fields[0] == fields[1]:
-            raise InputError(f"{path}, line {number}: {line!r} is not the names of two of the photos")
-        pairs.add(tuple(sorted(fields, key=order.__getitem__)))
+    pairs = {tuple(sorted(pair, key=order.__getitem__)) for pair in read_pairs(path, names)}
     return sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))  # type: ignore[arg-type]

@@ -12,12 +12,13 @@ import numpy as np
 
 from .. import hdf5
 from ..errors import InputError
+from ..pairs import Pair
 from .colmap import pycolmap
-from .database import Pair, build_database, verified_pairs
+from .database import build_database, verified_pairs
 from .localize import GLOBAL, MODEL, WORDS
 from .mapping import Figures, build_model, figures, read_cameras, triangulate
 from .methods import Method
-from .pairs import EXHAUSTIVE, exhaustive, read_pairs, retrieved, sequential
+from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
 from .retrieval import SAMPLES, global_descriptor, learn_words
@@ -127,7 +128,7 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
     elif pairing in ("exhaustive", "sequential"):
         pairs = exhaustive(names) if pairing == "exhaustive" else sequential(names)
     else:
-        pairs = read_pairs(Path(pairing), names)
+        pairs = listed(names, Path(pairing))
     (out / PAIRS).write_text("".join(f"{one} {two}\n" for one, two in pairs), encoding="utf-8")
     return pairs
 

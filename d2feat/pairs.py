@@ -1,0 +1,95 @@
+"""Which images are matched with which, and the matches of all pairs, in hloc's layouts."""
+
+import functools
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from . import hdf5
+from .errors import InputError
+from .features import Features
+from .matching import match
+
+Pair = tuple[str, str]
+"""Names of two images."""
+
+Matches = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""M x 2 indices of matching features, and M scores, 0 to 1."""
+
+HELD: Final = 64
+"""Images whose features are held in memory: 8 MB each at 4000 features."""
+
+
+def read_pairs(path: Path, names: Collection[str]) -> list[Pair]:
+    """The pairs of a text file, two names a line, as hloc and COLMAP write them; each once.
+
+    Raises:
+        InputError: there is no such file, or a line is not two of the names.
+    """
+    if not path.is_file():
+        raise InputError(f"no file of pairs at {path}; it has the names of two images a line")
+    known = set(names)
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 2 or words[0] == words[1]:
+            raise InputError(f"{path}, line {number}: {line!r} is not the names of two images")
+        unknown = [word for word in words if word not in known]
+        if unknown:
+            raise InputError(f"{path}, line {number}: there is no image {unknown[0]}")
+        pairs.append((words[0], words[1]))
+    return list(dict.fromkeys(pairs))
+
+
+def match_features(one: Features, two: Features, **rule: Any) -> Matches:
+    """Mutual nearest neighbours, as `d2feat.match` finds them; scores are (1 + cosine) / 2, as hloc's."""
+    found = match(one.descriptors, two.descriptors, **rule)
+    indices = np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
+    distance = np.array([pair.distance for pair in found], np.float32)
+    return indices, (1 - distance * distance / 4).astype(np.float32)
+
+
+def match_pairs(
+    pairs: Sequence[Pair],
+    features: Path,
+    out: Path,
+    rule: Callable[[Features, Features], Matches] = match_features,
+) -> Iterator[int]:
+    """Match the pairs of images of the file `features` into the file `out`; yields how many more are done.
+
+    What is done survives a kill: the pairs that share their first image are a file of their own, in
+    ``OUT.parts``, until all are joined. The file's attribute ``seconds`` says how long it took.
+    """
+    folder = out.with_name(out.name + ".parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    by_first: dict[str, list[str]] = {}
+    for first, second in pairs:
+        by_first.setdefault(first, []).append(second)
+    parts = []
+    with hdf5.open_hdf5(features) as file:
+
+        @functools.lru_cache(HELD)
+        def read(name: str) -> Features:
+            return hdf5.read_features(file, name)
+
+        for first, others in by_first.items():
+            key = hashlib.sha256("\n".join([first, *others]).encode()).hexdigest()[:32]
+            parts.append(folder / f"{key}.h5")
+            if not parts[-1].exists():
+                start = time.perf_counter()
+                with hdf5.replacing(parts[-1]) as part:
+                    for second in others:
+                        found = rule(read(first), read(second))
+                        hdf5.write_matches(part, first, second, *found, len(read(first)))
+                    part.attrs["seconds"] = time.perf_counter() - start
+            yield len(others)
+    hdf5.pack(parts, out)
+    shutil.rmtree(folder)
