@@ -491,12 +491,12 @@ def test_importing_the_evaluation_imports_no_matplotlib() -> None:
 
 
 @pytest.mark.skipif("d2net" not in d2feat.available_models(), reason="no model is at hand")
-def test_d2net_is_as_good_as_sift_on_an_easy_pair(photo: np.ndarray) -> None:
+def test_our_models_are_as_good_as_sift_on_an_easy_pair(photo: np.ndarray) -> None:
     moved = synthetic.render(photo, np.array([[1, 0, -12.0], [0, 1, -7.0], [0, 0, 1]]), (280, 230))
     first = synthetic.render(photo, EYE, (280, 230))
     H = np.array([[1, 0, -12.0], [0, 1, -7.0], [0, 0, 1]])
     easy = ImageSequence("v_easy", {1: first, 2: moved}.__getitem__, {2: H})
-    chosen, _ = open_methods(["d2net", "sift"], 300)
+    chosen, _ = open_methods(["d2net", "d2net-lite", "d2net-lite-int8", "sift"], 300)
     for result in evaluate([easy], chosen, 300).methods:
         assert result.overall.mma[0] > 0.8, result.name
         assert result.overall.homography[0] == 1, result.name

@@ -23,10 +23,16 @@ def test_import_is_light() -> None:
 
 def test_every_bundled_model_has_a_card() -> None:
     bundled = [name for name, path in available_models().items() if path.parent == bundled_folder()]
-    assert {"d2net", "d2net-int8"} <= set(bundled)
+    assert {"d2net", "d2net-int8", "d2net-lite", "d2net-lite-int8"} <= set(bundled)
     for name in bundled:
         card = (bundled_folder() / f"{name}.md").read_text()
         assert "Licence" in card, f"{name}.md must state the model's licence"
+
+
+def test_the_lite_models_are_small() -> None:
+    for name in ("d2net-lite", "d2net-lite-int8"):
+        assert (bundled_folder() / f"{name}.onnx").stat().st_size < 4e6
+        assert d2feat.create(model=name, provider="cpu").descriptorSize() == 128
 
 
 def test_public_names_exist_and_are_documented() -> None:

@@ -22,7 +22,9 @@ from tests.conftest import photograph
 FOLDER = Path(__file__).parent
 
 
-def run(program: str, *args: object, legacy: str | None = None, timeout: float = 300) -> list[dict[str, Any]]:
+def run(
+    program: str, *args: object, legacy: str | None = None, timeout: float = 1200
+) -> list[dict[str, Any]]:
     """What a program printed as JSON; `legacy` are the options of ``python -m d2feat.legacy``."""
     runner = [] if legacy is None else ["-m", "d2feat.legacy", *legacy.split()]
     command = [sys.executable, *runner, str(FOLDER / program), *map(str, args)]
