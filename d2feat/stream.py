@@ -102,9 +102,11 @@ def stream(
             yield waiting.popleft().result()
         if broken is not None:
             raise broken
-    finally:  # the caller may have stopped early
-        decoders.shutdown(cancel_futures=True)
-        network.shutdown(cancel_futures=True)
+    finally:
+        # The caller may have stopped early. Nobody waits for the threads: this may run in the garbage
+        # collector, in the midst of a thread's start, where joining another thread never returns.
+        decoders.shutdown(wait=False, cancel_futures=True)
+        network.shutdown(wait=False, cancel_futures=True)
 
 
 def _decoded(source: Any) -> Any:

@@ -29,8 +29,12 @@ def paths(images: list[np.ndarray], tmp_path: Path) -> list[Path]:
     return paths
 
 
-def own_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("d2feat")]
+def own_threads_end() -> bool:
+    """Whether they do, within half a minute."""
+    own = [thread for thread in threading.enumerate() if thread.name.startswith("d2feat")]
+    for thread in own:
+        thread.join(30)
+    return not any(thread.is_alive() for thread in own)
 
 
 def test_images_and_files_give_what_detectAndCompute_gives(
@@ -90,7 +94,7 @@ def test_only_a_few_are_taken_ahead_and_stopping_early_leaves_nothing_behind(
         if number == 6:
             break
     gc.collect()
-    assert own_threads() == []
+    assert own_threads_end()
 
 
 def test_an_error_of_the_callers_generator_comes_after_the_images_before_it(
@@ -105,7 +109,7 @@ def test_an_error_of_the_callers_generator_comes_after_the_images_before_it(
         seen.extend(one.index for one in detector.stream(camera()))
     # list.extend keeps what came before the error.
     assert seen == [0, 1]
-    assert own_threads() == []
+    assert own_threads_end()
 
 
 def test_batch_names_the_image_that_is_wrong(detector: d2feat.D2Feature, images: list[np.ndarray]) -> None:
@@ -115,6 +119,29 @@ def test_batch_names_the_image_that_is_wrong(detector: d2feat.D2Feature, images:
         detector.detectAndComputeBatch([images[0], images[1], images[2].astype(np.float32)])
     with pytest.raises(d2feat.InputError, match=r"image 1: image is None"):
         detector.detect([images[0], None])
+
+
+def test_stopping_early_waits_for_nobody(detector: d2feat.D2Feature, images: list[np.ndarray]) -> None:
+    """A stream may end in the garbage collector, where waiting for a thread can be for ever."""
+    going, go_on = threading.Event(), threading.Event()
+
+    def extract(image: np.ndarray, mask: None) -> d2feat.Features:
+        if image is images[1]:
+            going.set()
+            assert go_on.wait(60)
+        return detector.extract(image, mask)
+
+    from d2feat.stream import stream
+
+    found = stream(extract, images[:3])
+    assert next(found).index == 0
+    assert going.wait(30)
+    closing = threading.Thread(target=found.close)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    go_on.set()
+    assert own_threads_end()
 
 
 def test_network_runs_while_the_caller_works(detector: d2feat.D2Feature, images: list[np.ndarray]) -> None:
