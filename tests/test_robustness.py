@@ -99,6 +99,7 @@ atexit.register(lambda: os._exit(5 if found == [expected] else 6))
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_interrupt_ends_a_long_extraction_at_once_and_the_object_goes_on() -> None:
     run("""
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def interrupt():
     global sent
     time.sleep(0.5)
