@@ -96,7 +96,7 @@ def main() -> None:
             cells = []
             for legacy in (None, options):
                 if legacy is None and absent:
-                    cells += ["not in this OpenCV", "", ""]
+                    cells += [f"{own}: not in this OpenCV", "", ""]
                     continue
                 start = time.perf_counter()
                 result = run(program, *args, legacy=legacy)[-1]
