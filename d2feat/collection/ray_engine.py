@@ -99,7 +99,9 @@ def _dataset(images: dict[str, Path], workers: int) -> Any:
     if not ray.is_initialized():
         # The cluster of RAY_ADDRESS, or one here: a processor an actor, and one for Ray's own tasks.
         here: dict[str, Any] = (
-            {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers + 1, "include_dashboard": False}
+            {}
+            if "RAY_ADDRESS" in os.environ
+            else {"address": "local", "num_cpus": workers + 1, "include_dashboard": False}
         )
         try:
             ray.init(log_to_driver=False, configure_logging=False, **here)
