@@ -70,16 +70,21 @@ def test_compute_gives_what_detect_and_compute_does(picture: np.ndarray) -> None
     np.testing.assert_allclose(detector.compute(picture, keypoints)[1], descriptors, atol=1e-4)
 
 
+def right_matches(one: d2feat.Features, two: d2feat.Features, matrix: np.ndarray) -> int:
+    """Mutual nearest neighbours within 3 px of where the 2 x 3 matrix takes the first image's keypoints."""
+    matches = d2feat.match(one.descriptors, two.descriptors)
+    pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
+    there = one.keypoints[pairs[:, 0]] @ matrix[:, :2].T + matrix[:, 2]
+    return int((np.linalg.norm(there - two.keypoints[pairs[:, 1]], axis=1) < 3).sum())
+
+
 def test_a_scene_turned_by_any_angle_is_matched(picture: np.ndarray) -> None:
     turned, matrix = rotate(picture, 100)
     right = []
     for rotations in (1, 4):
         detector = create(nfeatures=300, rotations=rotations)
         one, two = detector.extract(picture), detector.extract(turned)
-        matches = d2feat.match(one.descriptors, two.descriptors)
-        pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
-        there = one.keypoints[pairs[:, 0]] @ matrix[:, :2].T + matrix[:, 2]
-        right.append(int((np.linalg.norm(there - two.keypoints[pairs[:, 1]], axis=1) < 3).sum()))
+        right.append(right_matches(one, two, matrix))
     assert right[1] > 50
     assert right[1] > 3 * right[0]
 
@@ -133,10 +138,7 @@ def test_simulated_views_match_a_strong_tilt(picture: np.ndarray) -> None:
         d2feat.AffineFeature(create(nfeatures=200), maxTilt=4, minTilt=3),
     ):
         one, two = detector.extract(small), create(nfeatures=200).extract(tilted)
-        matches = d2feat.match(one.descriptors, two.descriptors)
-        pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
-        there = one.keypoints[pairs[:, 0]] @ matrix[:, :2].T + matrix[:, 2]
-        right.append(int((np.linalg.norm(there - two.keypoints[pairs[:, 1]], axis=1) < 3).sum()))
+        right.append(right_matches(one, two, matrix))
     assert right[1] > 30
     assert right[1] > 2 * right[0]
 
