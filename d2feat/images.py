@@ -12,6 +12,9 @@ from .errors import InputError
 
 Image = npt.NDArray[np.uint8]
 
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+"""What photographs' file names end in."""
+
 _CHANNELS: Final = (1, 2, 3, 4)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import InputError
+from ..images import SUFFIXES
 
-SUFFIXES: Final = (".avif", ".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+TAKEN: Final = (*SUFFIXES, ".avif", ".jp2")
 """What is taken of a folder."""
 
 
@@ -52,7 +53,7 @@ def _shared_folder(files: Sequence[Path]) -> Path:
 
 def _of_folder(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
+        if path.suffix.lower() in TAKEN and path.is_file():
             yield path.relative_to(folder).as_posix(), path
 
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from ..errors import D2FeatError, InputError
-from ..images import Image, as_image
+from ..images import SUFFIXES, Image, as_image
 from .metrics import Floats, Size
 from .sequences import ImageSequence
 
@@ -29,7 +29,6 @@ PHOTOGRAPHS: Final = (
     "hubble_deep_field",
 )  # fmt: skip
 
-_SUFFIXES: Final = (".webp", ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 IMAGES: Final = 6
 LONGEST: Final = 640
@@ -205,4 +204,4 @@ def _read_skimage(name: str) -> Image:
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in _SUFFIXES
+    return Path(name).suffix.lower() in SUFFIXES

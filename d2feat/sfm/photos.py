@@ -10,11 +10,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..features import Floats
-from ..images import Image
+from ..images import SUFFIXES, Image
 from ..orientation import to_stored, turned
 from .colmap import pycolmap
-
-_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 
 _QUARTERS: Final = {3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
 """Quarter turns counter-clockwise that make a photo upright, by EXIF orientation."""
@@ -51,10 +49,10 @@ def find_photos(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     if not names:
-        raise InputError(f"no photographs in {folder}; their names end in {', '.join(_SUFFIXES)}")
+        raise InputError(f"no photographs in {folder}; their names end in {', '.join(SUFFIXES)}")
     return names
 
 
