@@ -63,7 +63,7 @@ def _main(method: str, width: int, height: int, tile: int, images: int) -> None:
         import d2feat
 
         imported = _peak()
-        ours = d2feat.create(model=method, provider="cpu", tile=tile)
+        ours = d2feat.create(scales=(1.0,), model=method, provider="cpu", tile=tile)
 
         def run() -> None:
             ours.detectAndCompute(image)

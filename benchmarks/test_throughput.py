@@ -18,7 +18,7 @@ from benchmarks.race import race
 def test_batch(benchmark: BenchmarkFixture, photo: Callable[[int, int], np.ndarray]) -> None:
     """Sixteen images of 320 x 240 in one call, and one by one."""
     images = [np.ascontiguousarray(photo(340, 260)[i : i + 240, i : i + 320]) for i in range(16)]
-    detector = d2feat.create(2048, provider="cpu")
+    detector = d2feat.create(2048, scales=(1.0,), provider="cpu")
     race(
         benchmark,
         {
@@ -33,7 +33,7 @@ def test_files(benchmark: BenchmarkFixture, photo: Callable[[int, int], np.ndarr
     """Eight photographs of 12 megapixels from JPEG files, made smaller to 320 px, to KeyPoints."""
     path = str(tmp_path / "photo.jpg")
     cv2.imwrite(path, photo(4000, 3000))
-    detector = d2feat.create(2048, maxEdge=320, provider="cpu")
+    detector = d2feat.create(2048, scales=(1.0,), maxEdge=320, provider="cpu")
     race(
         benchmark,
         {
@@ -54,7 +54,7 @@ def test_mixed_sizes(benchmark: BenchmarkFixture, photo: Callable[[int, int], np
     pixels = [sum(image.shape[0] * image.shape[1] for image in images) for images in (mixed, equal)]
     assert len({image.shape for image in mixed}) == 50
     assert abs(pixels[0] / pixels[1] - 1) < 0.01
-    detector = d2feat.create(2048, provider="cpu")
+    detector = d2feat.create(2048, scales=(1.0,), provider="cpu")
     race(
         benchmark,
         {
@@ -71,7 +71,7 @@ def test_many_in_a_row(
 ) -> None:
     """Memory and time of small images of changing sizes, after the first tenth and at the end."""
     images = [photo(96 + i, 120 - i) for i in range(24)]
-    detector = d2feat.create(2048, provider="cpu")
+    detector = d2feat.create(2048, scales=(1.0,), provider="cpu")
     memory, times = [], []
 
     def run() -> None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from . import MULTISCALE, __version__, available_models, create
+from . import __version__, available_models, create
 from .collection.cli import extract
 from .errors import InputError
 from .evaluation.cli import app as evaluation
@@ -71,7 +71,9 @@ NFeatures = Annotated[
     int, typer.Option(min=1, help="keep at most so many features an image, for every method")
 ]
 Model = Annotated[str, typer.Option(help="name of a model (see: d2feat models), or path of an .onnx file")]
-Multiscale = Annotated[bool, typer.Option("--multiscale", help="the paper's pyramid: scales 0.5, 1, 2")]
+Multiscale = Annotated[
+    bool, typer.Option("--multiscale/--single-scale", help="also at 0.71, 0.5, 0.35 and 0.25 of the size")
+]
 Provider = Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")]
 
 
@@ -98,7 +100,7 @@ def match(
     vs: Annotated[Method | None, typer.Option(help="match with this method, too")] = None,
     nfeatures: NFeatures = 2048,
     model: Model = DEFAULT,
-    multiscale: Multiscale = False,
+    multiscale: Multiscale = True,
     provider: Provider = "auto",
 ) -> None:
     """Match images A and B; print the inliers of a homography and of a fundamental matrix, draw them."""
@@ -132,7 +134,7 @@ def demo(
     ] = None,
     nfeatures: NFeatures = 2048,
     model: Model = DEFAULT,
-    multiscale: Multiscale = False,
+    multiscale: Multiscale = True,
     provider: Provider = "auto",
 ) -> None:
     """Match photographs with themselves seen from elsewhere at night, where the true geometry is known.
@@ -265,7 +267,7 @@ def write_image(path: Path, image: "Image") -> None:
 
 def _detectors(nfeatures: int, model: str, multiscale: bool, provider: str, *, sift: bool) -> dict[str, Any]:
     """Detectors by the name of their method."""
-    scales = MULTISCALE if multiscale else (1.0,)
+    scales = None if multiscale else (1.0,)
     detectors: dict[str, Any] = {
         "D2-Net": create(nfeatures, scales=scales, model=model, provider=provider),
     }

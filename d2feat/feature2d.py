@@ -1,6 +1,7 @@
 """`D2Feature`: D2-Net behind the interface of `cv2.Feature2D`."""
 
 import contextlib
+import copy
 import functools
 import inspect
 import operator
@@ -20,10 +21,14 @@ from .model import DEFAULT
 from .rotations import pool_rotations
 from .session import Provider, Session, open_session
 from .stream import Extraction, stream
-from .tiles import describe_tiled, extract_tiled, margin, smallest_tile
+from .tiles import best_of, describe_tiled, extract_tiled, margin, smallest_tile
 
-MULTISCALE: Final = (0.5, 1.0, 2.0)
-"""The paper's pyramid (section 3.3): more features, found at more sizes, at five times the cost."""
+MULTISCALE: Final = (0.25, 0.35, 0.5, 0.71, 1.0)
+"""Our models' default pyramid: half octaves down to a quarter of the image, at twice the cost of one level.
+
+The authors' checkpoints, whose levels are summed, have one level by default; the paper's pyramid for them is
+(0.5, 1.0, 2.0).
+"""
 
 KeyPoints = tuple[cv2.KeyPoint, ...]
 
@@ -65,7 +70,7 @@ class D2Feature:
         self,
         nfeatures: int = 0,
         scoreThreshold: float = 0.0,
-        scales: Sequence[float] = (1.0,),
+        scales: Sequence[float] | None = None,
         maxEdge: int = 1600,
         maxSumEdges: int = 2800,
         *,
@@ -82,7 +87,7 @@ class D2Feature:
         self._tile = 0
         self.setNFeatures(nfeatures)
         self.setScoreThreshold(scoreThreshold)
-        self.setScales(scales)
+        self.setScales(self._default_scales() if scales is None else scales)
         self.setMaxEdge(maxEdge)
         self.setMaxSumEdges(maxSumEdges)
         self.setTile(tile)
@@ -97,6 +102,9 @@ class D2Feature:
     # A real subclass of cv2.Feature2D crashes the interpreter when C++ is handed it; this answers
     # isinstance() and nothing else.
     __class__ = property(lambda self: cv2.Feature2D)  # type: ignore[assignment]
+
+    def _default_scales(self) -> Sequence[float]:
+        return (1.0,) if self._session.info.head == "paper" else MULTISCALE
 
     @property
     def _session(self) -> Session:
@@ -234,9 +242,27 @@ class D2Feature:
         height, width = pixels.shape[:2]
         allowed = as_mask(mask, (height, width))
         if 0 < self._tile < max(height, width):
-            extract, border = functools.partial(self._extract, nfeatures=0), margin(self._scales)
-            return extract_tiled(extract, pixels, allowed, self._tile, border, self._nfeatures)
+            parts = [level._extract_tiled(pixels, allowed) for level in self._levels()]
+            return best_of(parts, self._nfeatures)
         return self._extract(pixels, allowed, self._nfeatures)
+
+    def _levels(self) -> list["D2Feature"]:
+        """Detectors of what is tiled together, their tiles in pixels of the image.
+
+        The fine head's levels know nothing of each other, so that each is tiled by itself.
+        """
+        if self._session.info.head == "paper":
+            return [self]
+        levels = []
+        for scale in self._scales:
+            level = copy.copy(self)
+            level._scales, level._tile = np.array([scale]), int(self._tile / scale)
+            levels.append(level)
+        return levels
+
+    def _extract_tiled(self, pixels: Image, allowed: npt.NDArray[np.bool_] | None) -> Features:
+        extract = functools.partial(self._extract, nfeatures=0)
+        return extract_tiled(extract, pixels, allowed, self._tile, margin(self._scales), self._nfeatures)
 
     def _extract(self, pixels: Image, allowed: npt.NDArray[np.bool_] | None, nfeatures: int) -> Features:
         """`extract` of an image that goes through the network in one piece."""
@@ -270,9 +296,16 @@ class D2Feature:
             raise InputError(f"points must be M x 3 numbers ({error})") from None
         if not np.isfinite(values).all() or not (values[:, 2] > 0).all():
             raise InputError("points must be finite and their scales positive")
-        if 0 < self._tile < max(pixels.shape[:2]):
-            return describe_tiled(self._describe, pixels, values, self._tile, margin(self._scales))
-        return self._describe(pixels, values)
+        if not 0 < self._tile < max(pixels.shape[:2]):
+            return self._describe(pixels, values)
+        descriptors = np.empty((len(values), self.descriptorSize()), np.float32)
+        levels = self._levels()
+        nearest = np.abs(np.log(values[:, 2:] * self._scales)).argmin(1) if len(levels) > 1 else 0
+        for index, level in enumerate(levels):
+            mine = np.flatnonzero(nearest == index) if len(levels) > 1 else np.arange(len(values))
+            border = margin(level._scales)
+            descriptors[mine] = describe_tiled(level._describe, pixels, values[mine], level._tile, border)
+        return descriptors
 
     def _describe(self, pixels: Image, values: Floats) -> Floats:
         """`describe` in an image that goes through the network in one piece."""
@@ -347,7 +380,7 @@ class D2Feature:
             raise InputError(f"scales must be numbers, not {scales!r}") from None
         if len(values) == 0 or not np.isfinite(values).all() or values[0] <= 0:
             raise InputError(f"scales must be one or more positive numbers, not {scales!r}")
-        _check_tile(self._tile, values)
+        self._check_tile(self._tile, values)
         self._scales = values
 
     def getScales(self) -> tuple[float, ...]:
@@ -376,12 +409,19 @@ class D2Feature:
     def setTile(self, pixels: int) -> None:
         """Edge of the tiles in which larger images are extracted; 0 or less for none."""
         tile = _whole(pixels, "tile")
-        _check_tile(tile, self._scales)
+        self._check_tile(tile, self._scales)
         self._tile = tile
 
     def getTile(self) -> int:
         """Edge of the tiles in pixels; 0 or less for none."""
         return self._tile
+
+    def _check_tile(self, tile: int, scales: npt.NDArray[np.float64]) -> None:
+        if tile <= 0:
+            return
+        smallest = smallest_tile(scales, one_by_one=self._session.info.head != "paper")
+        if tile < smallest:
+            raise InputError(f"tile must be 0 or at least {smallest} at scales {scales.tolist()}, not {tile}")
 
     @_cv2_call
     def setRotations(self, count: int) -> None:
@@ -525,7 +565,7 @@ class D2Feature:
 def create(
     nfeatures: int = 0,
     scoreThreshold: float = 0.0,
-    scales: Sequence[float] = (1.0,),
+    scales: Sequence[float] | None = None,
     maxEdge: int = 1600,
     maxSumEdges: int = 2800,
     *,
@@ -541,8 +581,9 @@ def create(
         nfeatures: keep at most so many features, those with the highest response, after the mask and the
             threshold; 0 or less keeps all.
         scoreThreshold: keep features whose response is above this.
-        scales: sizes of the image pyramid's levels relative to the image. One level is fastest;
-            `d2feat.MULTISCALE` is the paper's three.
+        scales: sizes of the image pyramid's levels relative to the image; None for `d2feat.MULTISCALE`, with
+            the authors' checkpoints for one level. (1.0,) is twice as fast as the default and enough where
+            things are of the same size in all images; (0.5, 1.0, 2.0) is the paper's pyramid.
         maxEdge, maxSumEdges: images whose longer edge, or whose width plus height, is above these are made
             smaller first, as the original does, for time and memory grow with the pixels; keypoints are
             mapped back. 0 or less for no limit.
@@ -553,9 +594,9 @@ def create(
             `InferenceSession` takes it. A provider asked for by name is used or an error is raised.
         threads: on the CPU; 0 takes as many as the process may use.
         tile: images whose longer edge is above this are extracted in overlapping tiles of at most so many
-            pixels each way, in memory that a tile needs; 1024 suits most. No image is made smaller then:
-            maxEdge and maxSumEdges do not count. `d2feat.tiles` says what is the same as in one piece. 0 or
-            less for no tiles.
+            pixels each way of a level, in memory that a tile needs; 1024 suits most. No image is made smaller
+            then: maxEdge and maxSumEdges do not count. `d2feat.tiles` says what is the same as in one piece.
+            0 or less for no tiles.
         rotations: descriptors are pooled over so many evenly spaced rotations of the image, for scenes that
             turn by more than about 30 degrees: 8 suits any rotation at twelve times the cost, 4 quarter turns
             at four times. `KeyPoint.angle` stays -1: the descriptors need none.
@@ -627,12 +668,6 @@ def _copied(keypoint: cv2.KeyPoint) -> cv2.KeyPoint:
     return cv2.KeyPoint(
         x, y, keypoint.size, keypoint.angle, keypoint.response, keypoint.octave, keypoint.class_id
     )
-
-
-def _check_tile(tile: int, scales: npt.NDArray[np.float64]) -> None:
-    smallest = smallest_tile(scales)
-    if 0 < tile < smallest:
-        raise InputError(f"tile must be 0 or at least {smallest} at scales {scales.tolist()}, not {tile}")
 
 
 def _whole(value: Any, name: str) -> int:

@@ -6,8 +6,9 @@ tile's core sees nothing of its cut edges. With one scale a tile's dense map the
 the descriptors, and with the paper's head all else. The fine head's score is relative to the strongest
 response of what the network is given, tile or image: scores of one tile differ from those of the whole image
 by a nearly constant factor, of a few per cent on photographs, and positions by some thousandths of a pixel
-(measured in docs/speed.md). With several scales the levels of a tile are sampled between the pixels where
-those of the image are not, so that features agree only as those of an image moved by half a pixel do.
+(measured in docs/speed.md). With several scales the fine head's levels, which know nothing of each other, are
+tiled one by one; the levels of a tile are sampled between the pixels where those of the image are not, so
+that features agree only as those of an image moved by a fraction of a pixel do.
 """
 
 import math
@@ -48,9 +49,9 @@ def margin(scales: Sequence[float] | npt.NDArray[np.float64]) -> int:
     return math.ceil(MARGIN / min(1.0, *scales) / GRID) * GRID
 
 
-def smallest_tile(scales: Sequence[float] | npt.NDArray[np.float64]) -> int:
-    """Edge of the smallest tile that has a core to speak of."""
-    return 4 * margin(scales)
+def smallest_tile(scales: Sequence[float] | npt.NDArray[np.float64], *, one_by_one: bool) -> int:
+    """Edge of the smallest tile that has a core to speak of; levels tiled one by one, or all together."""
+    return math.ceil(4 * MARGIN * max(1.0, *scales)) if one_by_one else 4 * margin(scales)
 
 
 def spans(length: int, tile: int, overlap: int) -> list[Span]:
@@ -92,10 +93,10 @@ def extract_tiled(
         found = _placed(extract(np.ascontiguousarray(image[window]), allowed), x, y, image)
         parts.append(found[~_doubled(parts, found, x, y)])
         if nfeatures > 0:
-            parts = [_best(parts, nfeatures)]
+            parts = [best_of(parts, nfeatures)]
     if not parts:  # the mask is zero
         return replace(extract(image[:1, :1], None), image_size=(image.shape[1], image.shape[0]))
-    return _best(parts, nfeatures)
+    return best_of(parts, nfeatures)
 
 
 def describe_tiled(
@@ -159,7 +160,7 @@ def _doubled(parts: list[Features], found: Features, x: Span, y: Span) -> Mask:
     return doubled
 
 
-def _best(parts: list[Features], nfeatures: int) -> Features:
+def best_of(parts: list[Features], nfeatures: int) -> Features:
     """The parts as one, best first; `nfeatures` of them if positive."""
     scores = np.concatenate([part.scores for part in parts])
     best = np.argsort(-scores, kind="stable")

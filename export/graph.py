@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from .checkpoint import NETWORK, Checkpoint
 from .geometry import STRIDE, Coordinates, cell_origin
-from .pyramid import DetectAndDescribe
+from .pyramid import FineLevel, PaperLevel
 from .trunk import D2Net, preprocess
 
 CONTRACT: Final = "1"
@@ -51,13 +52,12 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
   point_count = Shape <start = 0, end = 1> (points)
   points_by_channels = Concat <axis = 0> (point_count, channels)
   point_descriptors_0 = Expand (zero, points_by_channels)
-  coarser_0 = Expand (zero, coarser_shape)
-  banned_0 = Expand (zero, banned_shape)
-  coarser, banned, all_keypoints, all_scores, all_scales, all_descriptors, point_descriptors = Loop <body =
-    level (int64 index, bool go, float[1, C, h, w] coarser_in, float[1, 1, h, w] banned_in,
+  SUM_START
+  SUM_END all_keypoints, all_scores, all_scales, all_descriptors, point_descriptors = Loop <body =
+    level (int64 index, bool go, SUM_IN
            float[n, 2] keypoints_in, float[n] scores_in, float[n] scales_in, float[n, C] descriptors_in,
            float[M, C] point_descriptors_in)
-      => (bool go_out, float[1, C, h2, w2] dense, float[1, 1, h2, w2] banned_out, float[n2, 2] keypoints_out,
+      => (bool go_out, SUM_OUT float[n2, 2] keypoints_out,
           float[n2] scores_out, float[n2] scales_out, float[n2, C] descriptors_out,
           float[M, C] point_descriptors_out)
     {
@@ -69,23 +69,13 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
       level_shape = Max (whole_int, one)
       level_size = Gather (level_shape, reverse)
       resized_shape = Concat <axis = 0> (one_by_three, level_shape)
-      resized = Resize <mode = "linear", coordinate_transformation_mode = "align_corners">
-                       (pixels, , , resized_shape)
+      resized = Resize <mode = "linear", RESIZING> (pixels, , , resized_shape)
       wanting = Sub (smallest, level_shape)
       missing = Max (wanting, nothing)
       pads = Concat <axis = 0> (six_zeros, missing)
       level_image = Pad (resized, pads)
-      OWN = d2feat.network (level_image)
-      deeper = Greater (index, nothing)
-      own_shape = Shape (own_dense)
-      dense = If (deeper) <
-        then_branch = summed () => (float[1, C, h2, w2] sum) {
-          coarser_resized = Resize <mode = "linear", coordinate_transformation_mode = "align_corners">
-                                   (coarser_in, , , own_shape)
-          sum = Add (own_dense, coarser_resized)
-        },
-        else_branch = alone () => (float[1, C, h2, w2] same) { same = Identity (own_dense) }
-      >
+      MAPS = d2feat.network (level_image)
+      SUM
       FOUND = d2feat.detect_and_describe (dense)
       keypoints_out = Concat <axis = 0> (keypoints_in, level_keypoints)
       scores_out = Concat <axis = 0> (scores_in, level_scores)
@@ -93,7 +83,7 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
       descriptors_out = Concat <axis = 0> (descriptors_in, level_descriptors)
       here = Unsqueeze (point_here, axis_1)
       point_descriptors_out = Where (here, level_point_descriptors, point_descriptors_in)
-    }> (levels, , coarser_0, banned_0, keypoints_0, scores_0, scales_0, descriptors_0, point_descriptors_0)
+    }> (levels, , SUM_FIRST keypoints_0, scores_0, scales_0, descriptors_0, point_descriptors_0)
   found = Size (all_scores)
   no_limit = Less (max_keypoints, nothing)
   fewer = Min (found, max_keypoints)
@@ -106,8 +96,10 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
 }
 """
 
-_FOUND: Final = (
-    "banned_out",
+_BLANK: Final = re.compile("RESIZING|MAPS|FOUND|SUM_START|SUM_END|SUM_IN|SUM_OUT|SUM_FIRST|SUM")
+"""What `_FINE` and `_PAPER` fill in `_GRAPH`."""
+
+_LEVEL: Final = (
     "level_keypoints",
     "level_scores",
     "level_scales",
@@ -115,6 +107,36 @@ _FOUND: Final = (
     "level_point_descriptors",
     "point_here",
 )
+
+_FINE: Final = {
+    "RESIZING": 'coordinate_transformation_mode = "half_pixel", antialias = 1',
+    "MAPS": "dense, fine",
+    "FOUND": ", ".join(_LEVEL),
+}
+"""What the fine head puts into `_GRAPH`: nothing goes from level to level."""
+
+_PAPER: Final = {
+    "RESIZING": 'coordinate_transformation_mode = "align_corners"',
+    "MAPS": "own_dense",
+    "FOUND": "banned_out, " + ", ".join(_LEVEL),
+    "SUM_START": "coarser_0 = Expand (zero, coarser_shape)  banned_0 = Expand (zero, banned_shape)",
+    "SUM_END": "coarser, banned, ",
+    "SUM_IN": "float[1, C, h, w] coarser_in, float[1, 1, h, w] banned_in, ",
+    "SUM_OUT": "float[1, C, h2, w2] dense, float[1, 1, h2, w2] banned_out, ",
+    "SUM_FIRST": "coarser_0, banned_0, ",
+    "SUM": """
+      deeper = Greater (index, nothing)
+      own_shape = Shape (own_dense)
+      dense = If (deeper) <
+        then_branch = summed () => (float[1, C, h2, w2] sum) {
+          coarser_resized = Resize <mode = "linear", coordinate_transformation_mode = "align_corners">
+                                   (coarser_in, , , own_shape)
+          sum = Add (own_dense, coarser_resized)
+        },
+        else_branch = alone () => (float[1, C, h2, w2] same) { same = Identity (own_dense) }
+      >""",
+}
+"""What the paper's head puts into `_GRAPH`: the summed map and the banned cells go from level to level."""
 
 
 def build_graph(
@@ -140,11 +162,9 @@ def build_graph(
         from .quantize import quantize_network  # needs ONNX Runtime
 
         network = quantize_network(network, calibration)
-    fine = checkpoint.net.fine is not None
     channels = int(checkpoint.metadata["channels"])
-    text = _GRAPH.replace("OWN", "own_dense, own_fine" if fine else "own_dense")
-    text = text.replace("FOUND", ", ".join(_FOUND))
-    graph = onnx.parser.parse_graph(text)
+    parts = _PAPER if checkpoint.net.fine is None else _FINE
+    graph = onnx.parser.parse_graph(_BLANK.sub(lambda blank: parts.get(blank[0], ""), _GRAPH))
     body = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
     _splice(body, "network", network, NETWORK)
     _splice(body, "detect_and_describe", detection, "head/")
@@ -161,8 +181,6 @@ def build_graph(
         "six_zeros": np.zeros(6, np.int64),
         "smallest": np.array(SMALLEST, np.int64),
         "channels": np.array([channels], np.int64),
-        "coarser_shape": np.array([1, channels, 1, 1], np.int64),
-        "banned_shape": np.array([1, 1, 1, 1], np.int64),
         "keypoints_0": np.zeros((0, 2), np.float32),
         "scores_0": np.zeros(0, np.float32),
         "scales_0": np.zeros(0, np.float32),
@@ -172,6 +190,9 @@ def build_graph(
         "max_keypoints": np.array(-1, np.int64),
         "points": np.zeros((0, 3), np.float32),
     }
+    if parts is _PAPER:
+        constants["coarser_shape"] = np.array([1, channels, 1, 1], np.int64)
+        constants["banned_shape"] = np.array([1, 1, 1, 1], np.int64)
     graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="d2feat"
@@ -191,26 +212,29 @@ def build_graph(
 
 
 def export_network(net: D2Net) -> ModelProto:
-    """The network alone: `level_image` 1 x 3 x H x W to `own_dense` and, with a fine head, `own_fine`."""
+    """The network alone: `level_image` 1 x 3 x H x W to `dense` and `fine`, or `own_dense` (paper's head)."""
     height, width = torch.export.Dim("height", min=SMALLEST), torch.export.Dim("width", min=SMALLEST)
-    outputs = ["own_dense"] if net.fine is None else ["own_dense", "own_fine"]
+    outputs = ["own_dense"] if net.fine is None else ["dense", "fine"]
     example = preprocess(torch.zeros(96, 128, 3, dtype=torch.uint8))
     return _export(net, (example,), ["level_image"], outputs, [{2: height, 3: width}])
 
 
 def export_detection(net: D2Net, coordinates: Coordinates) -> ModelProto:
-    """Detection and description of one level, see `DetectAndDescribe` for its inputs and outputs."""
+    """Detection and description of one level, see `FineLevel` and `PaperLevel` for its inputs and outputs."""
     any_size = torch.export.Dim.DYNAMIC
     image = preprocess(torch.randint(0, 256, (96, 128, 3), dtype=torch.uint8))
     with torch.no_grad():
         dense, fine = net(image)
     level_size, image_size = torch.tensor([128, 96]), torch.tensor([128, 96])
     spatial = {2: any_size, 3: any_size}
-    inputs = {
-        "dense": (dense, spatial),
-        "own_fine": (fine, None if fine is None else spatial),
-        "level_image": (image, spatial),
-        "banned_in": (torch.zeros(1, 1, 2, 3), spatial),
+    inputs: dict[str, tuple[Tensor, dict[int, object]]] = {"dense": (dense, spatial)}
+    if fine is None:
+        module: nn.Module = PaperLevel(coordinates)
+        inputs["banned_in"] = torch.zeros(1, 1, 2, 3), spatial
+    else:
+        module = FineLevel(coordinates)
+        inputs |= {"fine": (fine, spatial), "level_image": (image, spatial)}
+    inputs |= {
         "index": (torch.tensor(0), {}),
         "pyramid": (torch.ones(2, dtype=torch.float64), {0: any_size}),
         "level_size": (level_size, {}),
@@ -218,9 +242,9 @@ def export_detection(net: D2Net, coordinates: Coordinates) -> ModelProto:
         "max_keypoints": (torch.tensor(50), {}),
         "points": (torch.ones(3, 3), {0: any_size}),
     }
-    names = [name for name, (value, _) in inputs.items() if value is not None]
+    outputs = list(_LEVEL) if fine is not None else ["banned_out", *_LEVEL]
     values, dynamic = zip(*inputs.values(), strict=True)
-    return _export(DetectAndDescribe(coordinates), values, names, list(_FOUND), dynamic)
+    return _export(module, values, list(inputs), outputs, dynamic)
 
 
 def export_static(module: nn.Module, example: Tensor, name: str, outputs: list[str]) -> ModelProto:

@@ -44,13 +44,11 @@ class Detections(NamedTuple):
         cells: N x 2, (x, y) in cells of the dense map.
         pixels: N x 2, (x, y) in pixels of the level.
         scores: N.
-        detected: h x w, true at cells that hold a detection (they are banned at finer levels).
     """
 
     cells: Tensor
     pixels: Tensor
     scores: Tensor
-    detected: Tensor
 
 
 class Peaks(NamedTuple):
@@ -99,8 +97,10 @@ def winner_patches(rows: Tensor, h: int, w: int) -> Tensor:
     return torch.stack(patches)
 
 
-def detect_paper(rows: Tensor, h: int, w: int, banned: Tensor, origin: float) -> Detections:
+def detect_paper(rows: Tensor, h: int, w: int, banned: Tensor, origin: float) -> tuple[Detections, Tensor]:
     """The paper's hard detections (eq. 3) with SIFT's edge test and a Newton step between the cells.
+
+    Also h x w bool, the cells that hold one (they are banned at finer levels).
 
     Args:
         rows: (h w) x C dense map.
@@ -122,7 +122,7 @@ def detect_paper(rows: Tensor, h: int, w: int, banned: Tensor, origin: float) ->
     last = torch.tensor([w - 1, h - 1])
     kept = torch.nonzero(((cells >= 0) & (cells <= last)).all(dim=1)).squeeze(1)
     cells = cells[kept]
-    return Detections(cells, STRIDE * cells + origin, value[y, x][kept], detected)
+    return Detections(cells, STRIDE * cells + origin, value[y, x][kept]), detected
 
 
 def d2_scores(patches: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def cells_to_pixel_map(cell_map: Tensor, height: int, width: int, origin: float)
 
 
 def detect_fine(
-    rows: Tensor, h: int, w: int, repeatability: Tensor, level: Tensor, banned: Tensor, origin: float
+    rows: Tensor, h: int, w: int, repeatability: Tensor, level: Tensor, origin: float
 ) -> Detections:
     """Maxima of repeatability x D2 score at full resolution, with a quadratic step between the pixels.
 
@@ -159,19 +159,15 @@ def detect_fine(
         h, w: its size in cells.
         repeatability: H x W fine map of the level.
         level: 3 x H x W, the level's pixels (any offset; only differences count).
-        banned: h x w bool, cells whose pixels may not be detected.
         origin: pixel coordinate of cell 0's centre.
     """
     score = fine_scores(rows, h, w, repeatability, origin)
     y, x = torch.nonzero(fine_maxima(score), as_tuple=True)
     y, x = y + FINE_BORDER, x + FINE_BORDER
     pixels, values, real = refine_fine(score, level, x, y)
-    row = torch.round((y - origin) / STRIDE).long().clamp(0, h - 1)
-    column = torch.round((x - origin) / STRIDE).long().clamp(0, w - 1)
-    kept = torch.nonzero(real & ~banned.reshape(-1)[row * w + column]).squeeze(1)
+    kept = torch.nonzero(real).squeeze(1)
     pixels = pixels[kept]
-    detected = torch.zeros(h * w).index_fill(0, (row * w + column)[kept], 1.0).view(h, w) > 0
-    return Detections((pixels - origin) / STRIDE, pixels, values[kept], detected)
+    return Detections((pixels - origin) / STRIDE, pixels, values[kept])
 
 
 def fine_scores(rows: Tensor, h: int, w: int, repeatability: Tensor, origin: float) -> Tensor:

@@ -1,9 +1,11 @@
-"""One level of the image pyramid (paper, section 3.3): the body of the exported graph's loop.
+"""One level of the image pyramid: the body of the exported graph's loop. Levels go from coarse to fine.
 
-Levels are taken from coarse to fine. The dense map of a level is its own map plus the resized *summed*
-map of the level before; cells that a coarser level already detected are banned. With the fine head the
-summed map gives the descriptors and the D2 score, the fine map is the level's own, and what is banned is
-still cells: the cell about each detected pixel.
+Fine head: every level is an image of its own, made smaller with area weights; what it finds keeps its own map
+and its own score. So a scene of twice the size has at half scale the features it had before (as R2D2 and
+ASLFeat have it).
+
+The paper's head (section 3.3): the dense map of a level is its own plus the resized *summed* map of the level
+before; cells that a coarser level already detected are banned; scores are divided by the level's number.
 """
 
 from typing import NamedTuple
@@ -12,23 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from .geometry import STRIDE, Coordinates, cell_origin
-from .head import describe, detect_fine, detect_paper
+from .head import Detections, describe, detect_fine, detect_paper
 
 
 class Level(NamedTuple):
     """What one level yields.
 
     Attributes:
-        banned: 1 x 1 x h x w float, 1 at cells detected so far, for the next level.
         keypoints: N x 2 float32, (x, y) in pixels of the input image, best first.
-        scores: N float32, divided by the level's 1-based index.
+        scores: N float32.
         scales: N float32, 1 / rho.
         descriptors: N x C float32, of unit length.
         point_descriptors: M x C float32, of the given points.
         point_here: M bool, whether this is the level whose scale is nearest to the point's.
     """
 
-    banned: Tensor
     keypoints: Tensor
     scores: Tensor
     scales: Tensor
@@ -37,8 +37,8 @@ class Level(NamedTuple):
     point_here: Tensor
 
 
-class DetectAndDescribe(nn.Module):
-    """Detection and description at one level, from its summed dense map, as a module to export.
+class FineLevel(nn.Module):
+    """Detection and description at one level with the fine head, as a module to export.
 
     Args:
         coordinates: geometry of the keypoints, see `export.geometry`.
@@ -52,9 +52,8 @@ class DetectAndDescribe(nn.Module):
     def forward(
         self,
         dense: Tensor,
-        repeatability: Tensor | None,
+        repeatability: Tensor,
         level: Tensor,
-        banned: Tensor,
         index: Tensor,
         pyramid: Tensor,
         level_size: Tensor,
@@ -65,10 +64,9 @@ class DetectAndDescribe(nn.Module):
         """Keypoints and descriptors of level `index` of `pyramid`.
 
         Args:
-            dense: 1 x C x h x w, the summed dense map.
-            repeatability: 1 x 1 x H' x W', the level's own fine map; None for the paper's head.
-            level: 1 x 3 x H' x W', the level's pixels, padded at the end if very small.
-            banned: 1 x 1 x h' x w' float, 1 at cells banned at the level before.
+            dense: 1 x C x h x w, the level's dense map.
+            repeatability: 1 x 1 x H' x W', its fine map.
+            level: 1 x 3 x H' x W', its pixels, padded at the end if very small.
             index: int64 scalar.
             pyramid: L float64, the levels' sizes relative to the image, ascending.
             level_size, image_size: 2 int64, (width, height).
@@ -77,34 +75,91 @@ class DetectAndDescribe(nn.Module):
         """
         h, w = dense.shape[2:]
         rows = dense[0].permute(1, 2, 0).reshape(h * w, dense.shape[1])
-        banned = resize_nearest(banned[0, 0], h, w)
-        if repeatability is None:
-            found = detect_paper(rows, h, w, banned > 0, self.origin)
-        else:
-            found = detect_fine(rows, h, w, repeatability[0, 0], level[0], banned > 0, self.origin)
-        inside = (found.pixels <= level_size - 1).all(dim=1)  # and not in the padding
-        kept = torch.nonzero(inside).squeeze(1)
-        best = kept[best_first(found.scores[kept], max_keypoints)]
-        to_image = self._scale(image_size, level_size)
-        scales = pyramid.float().reciprocal()
-        nearest = (torch.log(points[:, 2:]) - torch.log(scales)).abs().argmin(dim=1)
-        point_cells = (points[:, :2] / to_image - self.origin) / STRIDE
-        scores = found.scores[best]
-        return Level(
-            torch.maximum(banned, found.detected.float())[None, None],
-            found.pixels[best] * to_image,
-            scores / (index + 1),
-            scales[index] * torch.ones_like(scores),
-            describe(rows, h, w, found.cells[best]),
-            describe(rows, h, w, point_cells),
-            nearest == index,
+        found = detect_fine(rows, h, w, repeatability[0, 0], level[0], self.origin)
+        factor = image_size / level_size
+        # Half pixels: a pixel of the level covers whole areas of the image.
+        shift = torch.zeros_like(factor) if self.upstream else (factor - 1) / 2
+        return _level(
+            rows, h, w, found, self.origin, factor, shift, index, pyramid, level_size, max_keypoints, points
         )
 
-    def _scale(self, image_size: Tensor, level_size: Tensor) -> Tensor:
-        """Pixels of the image per pixel of the level, (x, y); the level's corners are the image's."""
+
+class PaperLevel(nn.Module):
+    """Detection and description at one level with the paper's head, as a module to export.
+
+    Args:
+        coordinates: geometry of the keypoints, see `export.geometry`.
+    """
+
+    def __init__(self, coordinates: Coordinates = "opencv") -> None:
+        super().__init__()
+        self.upstream = coordinates == "upstream"
+        self.origin = cell_origin(coordinates)
+
+    def forward(
+        self,
+        dense: Tensor,
+        banned: Tensor,
+        index: Tensor,
+        pyramid: Tensor,
+        level_size: Tensor,
+        image_size: Tensor,
+        max_keypoints: Tensor,
+        points: Tensor,
+    ) -> tuple[Tensor, Level]:
+        """1 x 1 x h x w float, 1 at cells detected so far, and what level `index` of `pyramid` yields.
+
+        Args:
+            dense: 1 x C x h x w, the summed dense map.
+            banned: 1 x 1 x h' x w' float, 1 at cells banned at the level before.
+            index, pyramid, level_size, image_size, max_keypoints, points: as for `FineLevel`.
+        """
+        h, w = dense.shape[2:]
+        rows = dense[0].permute(1, 2, 0).reshape(h * w, dense.shape[1])
+        banned = resize_nearest(banned[0, 0], h, w)
+        found, detected = detect_paper(rows, h, w, banned > 0, self.origin)
+        found = found._replace(scores=found.scores / (index + 1))
         if self.upstream:
-            return image_size / level_size
-        return (image_size - 1).clamp(min=1) / (level_size - 1).clamp(min=1)
+            factor = image_size / level_size
+        else:  # the level's corners are the image's
+            factor = (image_size - 1).clamp(min=1) / (level_size - 1).clamp(min=1)
+        shift = torch.zeros_like(factor)
+        level = _level(
+            rows, h, w, found, self.origin, factor, shift, index, pyramid, level_size, max_keypoints, points
+        )
+        return torch.maximum(banned, detected.float())[None, None], level
+
+
+def _level(
+    rows: Tensor,
+    h: int,
+    w: int,
+    found: Detections,
+    origin: float,
+    factor: Tensor,
+    shift: Tensor,
+    index: Tensor,
+    pyramid: Tensor,
+    level_size: Tensor,
+    max_keypoints: Tensor,
+    points: Tensor,
+) -> Level:
+    """The best detections and the points, described; pixel p lies at `factor` p + `shift` of the image."""
+    inside = (found.pixels <= level_size - 1).all(dim=1)  # and not in the padding
+    kept = torch.nonzero(inside).squeeze(1)
+    best = kept[best_first(found.scores[kept], max_keypoints)]
+    scales = pyramid.float().reciprocal()
+    nearest = (torch.log(points[:, 2:]) - torch.log(scales)).abs().argmin(dim=1)
+    point_cells = ((points[:, :2] - shift) / factor - origin) / STRIDE
+    scores = found.scores[best]
+    return Level(
+        found.pixels[best] * factor + shift,
+        scores,
+        scales[index] * torch.ones_like(scores),
+        describe(rows, h, w, found.cells[best]),
+        describe(rows, h, w, point_cells),
+        nearest == index,
+    )
 
 
 def resize_nearest(cell_map: Tensor, h: int, w: int) -> Tensor:

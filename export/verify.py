@@ -15,7 +15,7 @@ from .photographs import shipped_photographs
 SIZES: Final = ((240, 320), (333, 447), (480, 640))
 """Height and width of the images compared; one of them fits no power of two."""
 
-PYRAMIDS: Final = ((1.0,), (0.5, 1.0, 2.0))
+PYRAMIDS: Final = ((1.0,), (0.25, 0.35, 0.71), (0.5, 1.0, 2.0))
 
 POSITION_TOLERANCE: Final = 0.01  # pixels
 DESCRIPTOR_TOLERANCE: Final = 1e-3

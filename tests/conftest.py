@@ -14,7 +14,9 @@ MODEL = "d2net"
 
 
 def create(*args: Any, **kwargs: Any) -> d2feat.D2Feature:
-    """`d2feat.create` on one thread, so that results and times do not depend on the machine."""
+    """`d2feat.create` on one thread, so that nothing depends on the machine, and at one scale: quick."""
+    if len(args) < 3:
+        kwargs = {"scales": (1.0,), **kwargs}
     return d2feat.create(*args, **{"model": MODEL, "provider": "cpu", "threads": 1, **kwargs})
 
 
@@ -56,13 +58,13 @@ def assert_same_features(
 
 @pytest.fixture(scope="session")
 def detector() -> d2feat.D2Feature:
-    """A detector as it comes; tests that set a parameter make their own."""
+    """A detector at one scale; tests that set a parameter make their own."""
     return create()
 
 
 @pytest.fixture(scope="session")
 def multiscale() -> d2feat.D2Feature:
-    """A detector on the paper's pyramid."""
+    """A detector on the pyramid that is the default."""
     return create(scales=d2feat.MULTISCALE)
 
 

@@ -129,10 +129,8 @@ def fine_map(conv1_2: Tensor, conv2_2: Tensor, weights: Mapping[str, Tensor]) ->
     return softplus / (1 + softplus)
 
 
-def fine_level(
-    dense: Tensor, fine: Tensor, level: Tensor, banned: Tensor | None, origin: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows and columns in pixels, scores, and the h x w map of detected cells, of one level."""
+def fine_level(dense: Tensor, fine: Tensor, level: Tensor, origin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and columns in pixels, and scores, of one level."""
     positive = F.relu(dense)
     m = positive.max()
     exponentials = torch.exp(positive / m)
@@ -157,22 +155,32 @@ def fine_level(
     step_i, step_j = -(djj * di - dij * dj) / det, -(dii * dj - dij * di) / det
     usable = (det > 0) & (step_i.abs() <= 1) & (step_j.abs() <= 1)
     maxima &= (dii < 0) | (djj < 0)
-    detected = torch.zeros(h, w, dtype=torch.bool)
     rows, columns, scores = [], [], []
     for y, x in torch.nonzero(maxima).tolist():
         around = level[0, :, y - 6 : y + 7 : 3, x - 6 : x + 7 : 3].flatten(1)
         if not bool((around.amax(1) - around.amin(1) >= 1.0).any()):
             continue
-        # Python rounds halves to even, as torch and ONNX do.
-        cell_i, cell_j = (min(max(round((v - origin) / 4), 0), last - 1) for v, last in ((y, h), (x, w)))
-        if banned is not None and bool(banned[0, 0, cell_i, cell_j]):
-            continue
-        detected[cell_i, cell_j] = True
         moved = bool(usable[y, x])
         rows.append(y + float(step_i[y, x]) * moved if moved else float(y))
         columns.append(x + float(step_j[y, x]) * moved if moved else float(x))
         scores.append(float(s[y, x]))
-    return torch.tensor(rows), torch.tensor(columns), torch.tensor(scores), detected
+    return torch.tensor(rows), torch.tensor(columns), torch.tensor(scores)
+
+
+def shrink(image: Tensor, length: int) -> Tensor:
+    """... x L to ... x length: means under a triangle that is as wide as two pixels of the result; where it
+    reaches over the border it sees the border's pixel. Enlarged by interpolation between pixels.
+    """
+    step = image.shape[-1] / length
+    reach = max(1.0, step)
+    result = []
+    for x in range(length):
+        centre = (x + 0.5) * step - 0.5
+        places = torch.arange(math.floor(centre - reach), math.ceil(centre + reach) + 1)
+        weights = (1 - (places - centre).abs() / reach).clamp(min=0)
+        seen = image[..., places.clamp(0, image.shape[-1] - 1)]
+        result.append((seen * weights).sum(-1) / weights.sum())
+    return torch.stack(result, dim=-1)
 
 
 @torch.no_grad()
@@ -196,31 +204,34 @@ def extract(
     found: list[Reference] = []
     for index, rho in enumerate(scales):
         level_height, level_width = math.floor(height * rho), math.floor(width * rho)
-        level = F.interpolate(full, size=(level_height, level_width), mode="bilinear", align_corners=True)
+        if head == "fine":
+            level = shrink(shrink(full, level_width).mT, level_height).mT
+        else:
+            level = F.interpolate(full, size=(level_height, level_width), mode="bilinear", align_corners=True)
         dense, conv1_2, conv2_2 = trunk(level, tensors)
         if descriptor_relu:
             dense = F.relu(dense)
         h, w = dense.shape[2:]
-        if coarser is not None:
-            dense = dense + F.interpolate(coarser, size=(h, w), mode="bilinear", align_corners=True)
-        if banned is not None:
-            banned = F.interpolate(banned.float(), size=(h, w)).bool()
-        if head == "paper":
-            i, j, scores, detected = paper_level(dense, banned)
-            y, x = 4 * i + origin, 4 * j + origin
-        else:
+        if head == "fine":
             fine = fine_map(conv1_2, conv2_2, tensors)
-            y, x, scores, detected = fine_level(dense, fine, level, banned, origin)
+            y, x, scores = fine_level(dense, fine, level, origin)
             i, j = ((y - origin) / 4).clamp(0, h - 1), ((x - origin) / 4).clamp(0, w - 1)
+        else:
+            if coarser is not None:
+                dense = dense + F.interpolate(coarser, size=(h, w), mode="bilinear", align_corners=True)
+            if banned is not None:
+                banned = F.interpolate(banned.float(), size=(h, w)).bool()
+            i, j, scores, detected = paper_level(dense, banned)
+            y, x, scores = 4 * i + origin, 4 * j + origin, scores / (index + 1)
+            banned = detected[None, None] if banned is None else banned | detected[None, None]
+            coarser = dense
         descriptors = F.normalize(interpolate_at(dense[0], i, j), dim=1)
         if coordinates == "upstream":
             x, y = x * (width / level_width), y * (height / level_height)
+        elif head == "fine":
+            x, y = (x + 0.5) * (width / level_width) - 0.5, (y + 0.5) * (height / level_height) - 0.5
         else:
             x, y = x * ((width - 1) / (level_width - 1)), y * ((height - 1) / (level_height - 1))
         keypoints = torch.stack([x, y], dim=1)
-        found.append(
-            Reference(keypoints, scores / (index + 1), torch.full_like(scores, 1 / rho), descriptors)
-        )
-        banned = detected[None, None] if banned is None else banned | detected[None, None]
-        coarser = dense
+        found.append(Reference(keypoints, scores, torch.full_like(scores, 1 / rho), descriptors))
     return Reference(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -73,7 +73,7 @@ def test_features_of_a_folder_and_what_cannot_be_read(folder: Path, tmp_path: Pa
     assert not parts_folder(out).exists()
     with open_hdf5(out) as file:
         stored = read_features(file, "sub/c.webp")
-    expected = create(100).extract(cv2.imread(str(folder / "sub/c.webp")))
+    expected = create(100, scales=d2feat.MULTISCALE).extract(cv2.imread(str(folder / "sub/c.webp")))
     assert_same_features(stored, expected, position=1e-3, descriptor=1e-3)
     # Another run does what is new, and tries again what could not be read.
     cv2.imwrite(str(folder / "new.png"), photograph("chelsea", (90, 60)))
@@ -231,7 +231,7 @@ def test_ray_writes_parquet(folder: Path, tmp_path: Path) -> None:
     assert "skipped broken.jpg" in result.stdout
     rows = {row["name"]: row for row in pq.read_table(out).to_pylist()}
     assert sorted(name for name, row in rows.items() if not row["error"]) == GOOD
-    expected = create(100).extract(cv2.imread(str(folder / "a.png")))
+    expected = create(100, scales=d2feat.MULTISCALE).extract(cv2.imread(str(folder / "a.png")))
     row = rows["a.png"]
     assert row["image_size"] == list(expected.image_size)
     stored = np.array(row["descriptors"], np.float32).reshape(-1, 512)

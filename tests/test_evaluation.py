@@ -211,7 +211,7 @@ def test_models_are_called_by_their_names_in_tables() -> None:
     path = str(d2feat.available_models()["d2net"])
     assert open_methods(["sift", path], 9)[0][1].name == "d2net"
     assert [method.name for method in open_methods(["d2net", path], 9)[0]] == ["d2net", path]
-    assert open_methods(["d2net"], 9, d2feat.MULTISCALE)[0][0].name == "d2net multi-scale"
+    assert open_methods(["d2net"], 9, (1.0,))[0][0].name == "d2net single scale"
 
 
 @pytest.mark.parametrize("norm", [cv2.NORM_L2, cv2.NORM_HAMMING])

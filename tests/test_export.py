@@ -17,7 +17,7 @@ from export.checkpoint import CheckpointError, read_checkpoint
 from export.head import d2_scores, winner_patches
 from export.photographs import shipped_photographs
 from export.trunk import D2Net
-from export.verify import compare, verify_model
+from export.verify import PYRAMIDS, compare, verify_model
 
 
 def official_state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -170,9 +170,9 @@ def test_official_format_is_used_like_any_model(official_model: Path) -> None:
 def test_graph_agrees_with_the_literal_formulas(model: str, official_model: Path) -> None:
     """In full, on five photographs at three sizes: ``python -m export verify onnx_models/d2net.onnx``."""
     path = bundled_folder() / "d2net.onnx" if model == "shipped" else official_model
-    rows = list(verify_model(path, shipped_photographs(("chelsea", "rocket")), sizes=((150, 203),)))
-    assert len(rows) == 4
-    assert {row.scales for row in rows} == {(1.0,), (0.5, 1.0, 2.0)}
+    rows = list(verify_model(path, shipped_photographs(("chelsea", "rocket")), sizes=((240, 320),)))
+    assert len(rows) == 6
+    assert {row.scales for row in rows} == set(PYRAMIDS)
     for row in rows:
         assert row.keypoints > 50
         assert row.passed, row

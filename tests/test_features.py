@@ -102,10 +102,11 @@ def test_keypoint_fields_at_one_scale(features: d2feat.Features) -> None:
 
 def test_keypoint_size_and_octave_follow_the_scale(multiscale: d2feat.D2Feature, image: np.ndarray) -> None:
     features = multiscale.extract(image)
-    sizes = {0.5: (16.0, -1), 1.0: (32.0, 0), 2.0: (64.0, 1)}
-    assert set(features.scales.tolist()) == set(sizes)
+    octaves = {1 / 0.25: 2, 1 / 0.35: 2, 1 / 0.5: 1, 1 / 0.71: 0, 1.0: 0}
+    np.testing.assert_allclose(np.unique(features.scales), sorted(octaves), rtol=1e-6)
     for keypoint, scale in zip(features.to_keypoints(), features.scales.tolist(), strict=True):
-        assert (keypoint.size, keypoint.octave) == sizes[scale]
+        assert keypoint.size == 32 * scale
+        assert keypoint.octave == octaves[min(octaves, key=lambda one: abs(one - scale))]
     assert (np.diff(features.scores) <= 0).all()
 
 
@@ -241,7 +242,7 @@ def test_compute_of_what_was_detected_is_detect_and_compute(
 def test_compute_depends_on_the_place_and_on_the_scale(
     multiscale: d2feat.D2Feature, image: np.ndarray
 ) -> None:
-    places = [(50, 40, 1.0), (50, 40, 0.5), (58, 40, 1.0), (50, 40, 1.1), (50, 40, 9.0), (50, 40, 2.0)]
+    places = [(50, 40, 2.0), (50, 40, 1.0), (58, 40, 2.0), (50, 40, 2.2), (50, 40, 9.0), (50, 40, 4.0)]
     given = [cv2.KeyPoint(float(x), float(y), SIZE * scale) for x, y, scale in places]
     _, descriptors = multiscale.compute(image, given)
     base, finer, aside, nearly, coarsest, coarse = descriptors

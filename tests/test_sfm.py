@@ -374,8 +374,18 @@ def test_retrieval_finds_the_photos_of_the_same_place() -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     names = [f"{i:02}" for i in range(12)]
     wanted = [(names[i], names[j]) for i in range(12) for j in range(i + 1, 12) if i // 3 == j // 3]
-    found = pairs.retrieved(names, vectors, 2)
+
+    def agreement(i: int, j: int) -> int:
+        return retrieval.preview(described[i], described[j])
+
+    found = pairs.retrieved(names, vectors, agreement, 2)
     assert sorted(found) == wanted
+    # A lone photo gets its share of likely pairs, and a crowded place more than that.
+    few = pairs.retrieved(names, vectors, lambda i, j: 10 if i < 4 and j < 5 else 0, 4)
+    assert len(few) == 24
+    assert {pair for pair in few if max(pair) < "05"} == {
+        (a, b) for a in names[:5] for b in names[:5] if a < b
+    }
     assert retrieval.recall(found, wanted) == 1
     assert retrieval.recall(found[:6], [pair[::-1] for pair in wanted]) == 0.5
     assert retrieval.global_descriptor(np.zeros((0, 32), np.float32), words).tolist() == [0] * words.size

@@ -46,7 +46,7 @@ def test_tiles_cover_every_pixel_once_and_see_enough_around_it() -> None:
 
 def test_margin_is_in_pixels_of_the_coarsest_level() -> None:
     assert margin([1.0]) == margin([2.0]) == MARGIN
-    assert margin(d2feat.MULTISCALE) == 2 * MARGIN
+    assert margin(d2feat.MULTISCALE) == 4 * MARGIN
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_too_small_a_tile_is_an_error() -> None:
         create(tile=100)
     detector = create(tile=TILE)
     with pytest.raises(d2feat.InputError, match="at least 512"):
-        detector.setScales(d2feat.MULTISCALE)
+        detector.setScales((1.0, 2.0))
     assert detector.getScales() == (1.0,)
     detector.setTile(0)
     detector.setScales(d2feat.MULTISCALE)
@@ -160,3 +160,19 @@ def test_copies_and_files_keep_the_tile(tmp_path: Path) -> None:
     other.read(str(tmp_path / "d2.yml"))
     assert other.getTile() == 300
     assert "tile=300" in repr(other)
+
+
+def test_levels_of_the_fine_head_are_tiled_one_by_one(large: np.ndarray) -> None:
+    """Positions differ by what a level is sampled between the pixels, a fraction of a pixel of the level."""
+    one, many = (create(scales=d2feat.MULTISCALE, tile=tile).extract(large) for tile in (8192, TILE))
+    assert set(one.scales.tolist()) == set(many.scales.tolist())
+    assert abs(len(many) - len(one)) <= 0.01 * len(one)
+    offset = np.abs(one.keypoints[:, None] - many.keypoints).max(2) / one.scales[:, None]
+    offset[one.scales[:, None] != many.scales] = np.inf
+    nearest = offset.argmin(1)
+    same = offset.min(1) < 0.25
+    assert same.mean() > 0.98
+    assert (one.descriptors[same] * many.descriptors[nearest[same]]).sum(1).min() > 0.99
+    points = np.column_stack([one.keypoints, one.scales])
+    described = create(scales=d2feat.MULTISCALE, tile=TILE).describe(large, points)
+    assert (described * one.descriptors).sum(1).min() > 0.99

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ..errors import InputError
-from ..feature2d import MULTISCALE, D2Feature
+from ..feature2d import D2Feature
 from ..hdf5 import image_names, open_hdf5
 from ..model import DEFAULT
 from ..pairs import match_pairs, read_pairs
@@ -52,7 +52,9 @@ def extract(
     ),
     nfeatures: Annotated[int, typer.Option(min=0, help="keep at most so many features an image")] = 2048,
     model: Annotated[str, typer.Option(help="name of a model, or path of an .onnx file")] = DEFAULT,
-    multiscale: Annotated[bool, typer.Option("--multiscale", help="scales 0.5, 1, 2")] = False,
+    multiscale: Annotated[
+        bool, typer.Option("--multiscale/--single-scale", help="also at 0.71, 0.5, 0.35 and 0.25 of the size")
+    ] = True,
     max_edge: Annotated[int, typer.Option(help="make larger images smaller first; 0: no limit")] = 1600,
     tile: Annotated[int, typer.Option(help="extract larger images in tiles, at full resolution")] = 0,
     provider: Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")] = "auto",
@@ -78,7 +80,7 @@ def extract(
         raise InputError(f"cannot write {out}: there is no folder {out.resolve().parent}")
     detector = D2Feature(
         nfeatures,
-        scales=MULTISCALE if multiscale else (1.0,),
+        scales=None if multiscale else (1.0,),
         maxEdge=max_edge,
         maxSumEdges=max_edge * 7 // 4,  # as create() has them
         model=model,

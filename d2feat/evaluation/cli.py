@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import D2FeatError
-from ..feature2d import MULTISCALE
 from ..sfm.cli import eval_localization, eval_night, eval_retrieval
 from .methods import Method, open_methods
 from .pose import evaluate_poses, pose_table, read_pose_pairs
@@ -32,7 +31,10 @@ Budget = Annotated[int, typer.Option(min=0, help="features an image, best by res
 Models = Annotated[
     list[str] | None, typer.Option(help="a further d2feat model, name or path; may be repeated")
 ]
-Multiscale = Annotated[bool, typer.Option("--multiscale", help="d2feat models on the paper's three scales")]
+Multiscale = Annotated[
+    bool,
+    typer.Option("--multiscale/--single-scale", help="models also at 0.71, 0.5, 0.35 and 0.25 of the size"),
+]
 Rotations = Annotated[int, typer.Option(help="rotations that d2feat models pool descriptors over")]
 Output = Annotated[
     Path | None, typer.Option("-o", "--out", help="folder for evaluation.json and mma.png; made if missing")
@@ -47,7 +49,7 @@ def sequences(
     methods: Methods = METHODS,
     nfeatures: Budget = 2048,
     model: Models = None,
-    multiscale: Multiscale = False,
+    multiscale: Multiscale = True,
     rotations: Rotations = 1,
     only: Annotated[str, typer.Option(help="comma-separated names of sequences; all by default")] = "",
     out: Output = None,
@@ -63,7 +65,7 @@ def synthetic(
     methods: Methods = METHODS,
     nfeatures: Budget = 2048,
     model: Models = None,
-    multiscale: Multiscale = False,
+    multiscale: Multiscale = True,
     rotations: Rotations = 1,
     count: Annotated[int, typer.Option(min=1, help="photographs to take")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the choice and of all changes")] = 0,
@@ -85,7 +87,7 @@ def pose(
     methods: Methods = "d2net,sift,orb",
     nfeatures: Budget = 2048,
     model: Models = None,
-    multiscale: Multiscale = False,
+    multiscale: Multiscale = True,
     rotations: Rotations = 1,
 ) -> None:
     """Compare relative poses estimated on PAIRS, lines of NAME0 NAME1 ROT0 ROT1 K0 K1 T_0TO1."""
@@ -131,7 +133,7 @@ def _run(
 def _open(
     names: list[str], nfeatures: int, multiscale: bool, rotations: int, console: Console
 ) -> tuple[list[Method], dict[str, str]]:
-    methods, skipped = open_methods(names, nfeatures, MULTISCALE if multiscale else (1.0,), rotations)
+    methods, skipped = open_methods(names, nfeatures, None if multiscale else (1.0,), rotations)
     for name, reason in skipped.items():
         console.print(f"{name} is left out: {reason}", markup=False)
     if not methods:

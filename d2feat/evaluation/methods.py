@@ -39,7 +39,7 @@ class Method:
 
 
 def open_methods(
-    names: Iterable[str], nfeatures: int, scales: Sequence[float] = (1.0,), rotations: int = 1
+    names: Iterable[str], nfeatures: int, scales: Sequence[float] | None = None, rotations: int = 1
 ) -> tuple[list[Method], dict[str, str]]:
     """Methods by name, and the reason for each that this OpenCV lacks.
 
@@ -56,7 +56,7 @@ def open_methods(
     for name in dict.fromkeys(names):
         if name not in _CV2:
             label = Path(name).stem if name.endswith(".onnx") else name
-            label += " multi-scale" if len(scales) > 1 else ""
+            label += " single scale" if scales == (1.0,) else ""
             label += f" {rotations} rotations" if rotations > 1 else ""
             label = name if label in (method.name for method in methods) else label
             detector = create(nfeatures, scales=scales, model=name, rotations=rotations)

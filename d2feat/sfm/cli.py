@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 NFeatures = Annotated[int, typer.Option(min=1, help="features a photo, at most; for SIFT alike")]
 Model = Annotated[str, typer.Option(help="name of a model (see: d2feat models), or path of an .onnx file")]
-Multiscale = Annotated[bool, typer.Option("--multiscale", help="the paper's pyramid: scales 0.5, 1, 2")]
+Multiscale = Annotated[
+    bool, typer.Option("--multiscale/--single-scale", help="also at 0.71, 0.5, 0.35 and 0.25 of the size")
+]
 Provider = Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")]
 Reconstruction = Annotated[Path, typer.Argument(metavar="MODEL", help="folder of d2feat reconstruct")]
 
@@ -159,8 +161,9 @@ def eval_retrieval(folder: Reconstruction) -> None:
     from .database import verified_pairs
     from .localize import GLOBAL
     from .pairs import exhaustive, retrieved
-    from .reconstruct import DATABASE
+    from .reconstruct import DATABASE, previews
     from .retrieval import recall
+    from .stages import FEATURES
 
     with hdf5.open_hdf5(folder / GLOBAL) as file:
         names: list[str] = []
@@ -169,9 +172,10 @@ def eval_retrieval(folder: Reconstruction) -> None:
         vectors = np.stack([file[name]["global_descriptor"][()] for name in names])
     verified = verified_pairs(folder / DATABASE)
     everything = len(exhaustive(names))
+    agreement = previews(folder / FEATURES, names)
     table = _columns("neighbours", "pairs", "of all", "verified pairs found", "their inliers")
     for count in range(1, len(names)):
-        pairs = retrieved(names, vectors, count)
+        pairs = retrieved(names, vectors, agreement, count)
         inliers = sum(verified.get(pair, 0) for pair in pairs) / sum(verified.values())
         found = recall(pairs, verified)
         row = len(pairs), f"{len(pairs) / everything:.3f}", f"{found:.3f}", f"{inliers:.3f}"

@@ -1,7 +1,7 @@
 """Which photos are matched with which. A pair is two names in the photos' order, and occurs once."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +10,9 @@ from ..pairs import Pair, read_pairs
 from .retrieval import nearest_photos
 
 NEIGHBOURS: Final = 20
-"""Photos that each is matched with by retrieval."""
+"""Photos that each is matched with by retrieval, on average."""
+LEAST: Final = 3
+"""Photos that each is matched with at least."""
 OVERLAP: Final = 10
 """Photos that follow in a sequence and are matched."""
 EXHAUSTIVE: Final = 60
@@ -28,11 +30,36 @@ def sequential(names: Sequence[str], overlap: int = OVERLAP) -> list[Pair]:
     return [(names[i], names[i + step]) for i in range(len(names)) for step in steps if i + step < len(names)]
 
 
-def retrieved(names: Sequence[str], descriptors: Floats, count: int = NEIGHBOURS) -> list[Pair]:
-    """Each photo with the `count` nearest by its row of the N x D global descriptors."""
-    nearest = nearest_photos(descriptors, descriptors, count + 1)
-    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row if i != j}
-    return [(names[i], names[j]) for i, j in sorted(pairs)]
+def retrieved(
+    names: Sequence[str],
+    descriptors: Floats,
+    agreement: Callable[[int, int], int],
+    count: int = NEIGHBOURS,
+) -> list[Pair]:
+    """The likeliest pairs, as many as if each of N photos were matched with `count` others.
+
+    Candidates are each photo with the 2 `count` nearest by its row of the N x D global descriptors. Of these
+    each photo keeps its `LEAST` best, and the others go to whom they promise most: a photo of a crowded place
+    has more than one at the edge, where an equal number for each would waste pairs.
+
+    Args:
+        agreement: of photos i < j, such as the number of matches in a preview.
+    """
+    nearest = nearest_photos(descriptors, descriptors, 2 * count + 1)
+    candidates = {(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row if i != j}
+    ranked = sorted(candidates, key=lambda pair: (-agreement(*pair), pair))
+    kept: list[tuple[int, int]] = []
+    others = []
+    partners = [0] * len(names)
+    for pair in ranked:
+        if min(partners[i] for i in pair) < min(LEAST, count):
+            kept.append(pair)
+        else:
+            others.append(pair)
+        for i in pair:
+            partners[i] += 1
+    kept += others[: max(0, count * len(names) // 2 - len(kept))]
+    return [(names[i], names[j]) for i, j in sorted(kept)]
 
 
 def listed(names: Sequence[str], path: Path) -> list[Pair]:

@@ -27,7 +27,8 @@ class D2Feature : public cv::Feature2D {
     // nfeatures: keep at most so many, those with the highest response; 0 keeps all. scales: sizes of the
     // pyramid's levels relative to the image, ascending. threads: 0 takes one for every core.
     static cv::Ptr<D2Feature> create(const std::string& model, int nfeatures = 0,
-                                     const std::vector<double>& scales = {1.0}, int threads = 0) {
+                                     const std::vector<double>& scales = {0.25, 0.35, 0.5, 0.71, 1.0},
+                                     int threads = 0) {
         return cv::Ptr<D2Feature>(new D2Feature(model, nfeatures, scales, threads));
     }
 
