@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -681,6 +682,8 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _real(value: Any, name: str) -> float:
-    if isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value):
-        return float(value)
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        with contextlib.suppress(OverflowError):  # of whole numbers beyond all floating-point ones
+            if math.isfinite(number := float(value)):
+                return number
     raise InputError(f"{name} must be a finite number, not {value!r}")

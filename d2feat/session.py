@@ -286,12 +286,18 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")  # of what was checked
     content = read_model(path)
+    # ONNX Runtime prints what fails before it tries again on the CPU: no use where that is what failed.
+    again = int(wanted[0] != _CPU)
     try:
-        session = runtime.InferenceSession(content, options, providers=wanted)
-    except Exception as error:
+        session = runtime.InferenceSession(content, options, providers=wanted, enable_fallback=again)
+        properties = dict(session.get_modelmeta().custom_metadata_map)
+        names = (
+            {value.name for value in session.get_inputs()},
+            {value.name for value in session.get_outputs()},
+        )
+    except Exception as error:  # also of names that are no text
         raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
-    info = read_info(dict(session.get_modelmeta().custom_metadata_map), path)
-    names = {value.name for value in session.get_inputs()}, {value.name for value in session.get_outputs()}
+    info = read_info(properties, path)
     if "image" not in names[0] or not names[1].issuperset(_OUTPUTS):
         raise ModelError(f"{path} has other inputs and outputs than its contract says: export it again")
     got = session.get_providers()[0]

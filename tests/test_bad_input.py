@@ -174,6 +174,7 @@ ARGUMENTS: dict[str, tuple[Call, str]] = {
     "setter's keyword": (lambda d: d.setNFeatures(count=5), "'count'|'maxFeatures'"),
     "threshold NaN": (lambda d: d.setScoreThreshold(float("nan")), "scoreThreshold.*finite.*nan"),
     "threshold infinite": (lambda d: d.setScoreThreshold(np.inf), "scoreThreshold.*finite.*inf"),
+    "threshold huge": (lambda d: d.setScoreThreshold(10**400), "scoreThreshold.*finite.*1000"),
     "threshold str": (lambda d: d.setScoreThreshold("high"), "scoreThreshold.*'high'"),
     "scales NaN": (lambda d: d.setScales([1.0, np.nan]), "scales.*positive"),
     "scales infinite": (lambda d: d.setScales([np.inf]), "scales.*positive"),
@@ -366,7 +367,7 @@ class RuntimeWithoutCuda:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     @staticmethod
-    def InferenceSession(path: str, options: Any, providers: list[Any]) -> Any:
+    def InferenceSession(path: str, options: Any, providers: list[Any], enable_fallback: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -405,6 +405,15 @@ def test_parameters_that_are_no_text(tmp_path: Path) -> None:
         detector.read(str(path))
 
 
+def test_a_model_whose_metadata_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    content = MODEL.read_bytes()
+    assert content.count(b"Apache-2.0") == 1
+    path.write_bytes(content.replace(b"Apache-2.0", b"Apache\x802.0"))
+    with pytest.raises(d2feat.ModelError, match="can't decode"):
+        create(model=path)
+
+
 def test_a_byte_before_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     """The unpickler of torch then fails by an IndexError."""
     from export.checkpoint import CheckpointError, read_checkpoint

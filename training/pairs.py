@@ -268,7 +268,7 @@ def change_light(images: Tensor, light: Light, generator: Generator, strength: f
 
 def gaussian_blur(images: Tensor, sigma_x: Tensor, sigma_y: Tensor) -> Tensor:
     """Blur B x C x H x W images, each with sigmas of its own (B, px; 0 leaves an image as it is)."""
-    radius = 6
+    radius = 12
     count, channels, height, width = images.shape
     taps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
 

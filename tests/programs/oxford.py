@@ -2,7 +2,7 @@
 
 FOLDER holds sequences in HPatches' layout. sequence.py is run on each unmodified, by Python itself and by
 ``python -m d2feat.legacy``; what it printed is kept in oxford.json, and the tables of
-docs/migrating-from-sift.md are printed.
+docs/migrating-from-sift.md are printed. Before FOLDER may stand options of d2feat: ``--d2feat=rotations=4``.
 """
 
 import json
@@ -53,6 +53,9 @@ def summary(results: list[dict[str, Any]], **wanted: Any) -> tuple[int, int, int
 
 def main(folder: str, *names: str) -> None:
     """Measure, and print the tables as Markdown."""
+    if folder.startswith("--d2feat="):
+        METHODS["d2feat"] = folder
+        folder, *names = names
     results = measure(Path(folder), list(names))
     Path("oxford.json").write_text(json.dumps(results))
     ratio, pixels = TUTORIAL
