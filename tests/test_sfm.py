@@ -381,8 +381,8 @@ def test_retrieval_finds_the_photos_of_the_same_place() -> None:
     found = pairs.retrieved(names, vectors, agreement, 2)
     assert sorted(found) == wanted
     # A lone photo gets its share of likely pairs, and a crowded place more than that.
-    few = pairs.retrieved(names, vectors, lambda i, j: 10 if i < 4 and j < 5 else 0, 4)
-    assert len(few) == 24
+    few = pairs.retrieved(names, vectors, lambda i, j: 10 if i < 4 and j < 5 else 0, 6)
+    assert len(few) == 36
     assert {pair for pair in few if max(pair) < "05"} == {
         (a, b) for a in names[:5] for b in names[:5] if a < b
     }
