@@ -22,7 +22,7 @@ from .model import DEFAULT
 from .rotations import pool_rotations
 from .session import Provider, Session, open_session
 from .stream import Extraction, stream
-from .tiles import best_of, describe_tiled, extract_tiled, margin, smallest_tile
+from .tiles import LONGEST, best_of, describe_tiled, extract_tiled, margin, smallest_tile
 
 MULTISCALE: Final = (0.25, 0.35, 0.5, 0.71, 1.0)
 """Our models' default pyramid: half octaves down to a quarter of the image, at twice the cost of one level.
@@ -255,9 +255,9 @@ class D2Feature:
         if self._session.info.head == "paper":
             return [self]
         levels = []
-        for scale in self._scales:
+        for scale in self._scales.tolist():
             level = copy.copy(self)
-            level._scales, level._tile = np.array([scale]), int(self._tile / scale)
+            level._scales, level._tile = np.array([scale]), int(min(self._tile / scale, LONGEST))
             levels.append(level)
         return levels
 

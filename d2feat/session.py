@@ -3,7 +3,6 @@
 import atexit
 import ctypes
 import logging
-import math
 import os
 import threading
 import time
@@ -99,8 +98,8 @@ class Session:
             ModelError: the model returns something else than its contract says.
         """
         height, width = image.shape[:2]
-        largest = 3 * math.floor(height * pyramid.max()) * math.floor(width * pyramid.max())
-        if largest >= _MOST_ELEMENTS:
+        finest = float(pyramid.max())
+        if 3 * (height * finest) * (width * finest) >= _MOST_ELEMENTS:
             raise self._too_large(image, pyramid)
         if points is None:
             points = np.zeros((0, 3), np.float32)

@@ -32,6 +32,9 @@ GRID: Final = 8
 SEAM: Final = 1.0
 """Neighbouring tiles both keep what lies within this distance, in pixels, of the line between their cores."""
 
+LONGEST: Final = 2.0**31
+"""No image is longer, in pixels, and no tile or margin need be."""
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -46,12 +49,14 @@ class Span(NamedTuple):
 
 def margin(scales: Sequence[float] | npt.NDArray[np.float64]) -> int:
     """`MARGIN` of the coarsest level in pixels of the image, on the grid."""
-    return math.ceil(MARGIN / min(1.0, *scales) / GRID) * GRID
+    return math.ceil(min(MARGIN / min(1.0, *map(float, scales)), LONGEST) / GRID) * GRID
 
 
 def smallest_tile(scales: Sequence[float] | npt.NDArray[np.float64], *, one_by_one: bool) -> int:
     """Edge of the smallest tile that has a core to speak of; levels tiled one by one, or all together."""
-    return math.ceil(4 * MARGIN * max(1.0, *scales)) if one_by_one else 4 * margin(scales)
+    if one_by_one:
+        return math.ceil(min(4 * MARGIN * max(1.0, *map(float, scales)), LONGEST))
+    return 4 * margin(scales)
 
 
 def spans(length: int, tile: int, overlap: int) -> list[Span]:

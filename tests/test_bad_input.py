@@ -401,7 +401,7 @@ def test_auto_goes_on_without_gpu_and_says_so_once(caplog: pytest.LogCaptureFixt
 # ---- sizes
 
 
-@pytest.mark.parametrize("scale", [300.0, 1e9, 1e300])
+@pytest.mark.parametrize("scale", [300.0, 1e9, 1e300, 6e307])
 def test_level_beyond_all_memory_is_an_error_and_no_crash(
     scale: float, other_image: np.ndarray, before: d2feat.Features
 ) -> None:
