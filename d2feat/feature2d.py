@@ -301,9 +301,11 @@ class D2Feature:
             return self._describe(pixels, values)
         descriptors = np.empty((len(values), self.descriptorSize()), np.float32)
         levels = self._levels()
-        nearest = np.abs(np.log(values[:, 2:] * self._scales)).argmin(1) if len(levels) > 1 else 0
+        nearest = np.zeros(len(values), np.int64)
+        if len(levels) > 1:
+            nearest = np.abs(np.log(values[:, 2:] * self._scales)).argmin(1)
         for index, level in enumerate(levels):
-            mine = np.flatnonzero(nearest == index) if len(levels) > 1 else np.arange(len(values))
+            mine = np.flatnonzero(nearest == index)
             border = margin(level._scales)
             descriptors[mine] = describe_tiled(level._describe, pixels, values[mine], level._tile, border)
         return descriptors

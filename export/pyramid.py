@@ -37,8 +37,8 @@ class Level(NamedTuple):
     point_here: Tensor
 
 
-class FineLevel(nn.Module):
-    """Detection and description at one level with the fine head, as a module to export.
+class _DetectAndDescribe(nn.Module):
+    """What both heads do with their detections.
 
     Args:
         coordinates: geometry of the keypoints, see `export.geometry`.
@@ -48,6 +48,41 @@ class FineLevel(nn.Module):
         super().__init__()
         self.upstream = coordinates == "upstream"
         self.origin = cell_origin(coordinates)
+
+    def _level(
+        self,
+        rows: Tensor,
+        h: int,
+        w: int,
+        found: Detections,
+        factor: Tensor,
+        shift: Tensor,
+        index: Tensor,
+        pyramid: Tensor,
+        level_size: Tensor,
+        max_keypoints: Tensor,
+        points: Tensor,
+    ) -> Level:
+        """The best detections and the points, described; pixel p is `factor` p + `shift` of the image."""
+        inside = (found.pixels <= level_size - 1).all(dim=1)  # and not in the padding
+        kept = torch.nonzero(inside).squeeze(1)
+        best = kept[best_first(found.scores[kept], max_keypoints)]
+        scales = pyramid.float().reciprocal()
+        nearest = (torch.log(points[:, 2:]) - torch.log(scales)).abs().argmin(dim=1)
+        point_cells = ((points[:, :2] - shift) / factor - self.origin) / STRIDE
+        scores = found.scores[best]
+        return Level(
+            found.pixels[best] * factor + shift,
+            scores,
+            scales[index] * torch.ones_like(scores),
+            describe(rows, h, w, found.cells[best]),
+            describe(rows, h, w, point_cells),
+            nearest == index,
+        )
+
+
+class FineLevel(_DetectAndDescribe):
+    """Detection and description at one level with the fine head, as a module to export."""
 
     def forward(
         self,
@@ -79,22 +114,13 @@ class FineLevel(nn.Module):
         factor = image_size / level_size
         # Half pixels: a pixel of the level covers whole areas of the image.
         shift = torch.zeros_like(factor) if self.upstream else (factor - 1) / 2
-        return _level(
-            rows, h, w, found, self.origin, factor, shift, index, pyramid, level_size, max_keypoints, points
+        return self._level(
+            rows, h, w, found, factor, shift, index, pyramid, level_size, max_keypoints, points
         )
 
 
-class PaperLevel(nn.Module):
-    """Detection and description at one level with the paper's head, as a module to export.
-
-    Args:
-        coordinates: geometry of the keypoints, see `export.geometry`.
-    """
-
-    def __init__(self, coordinates: Coordinates = "opencv") -> None:
-        super().__init__()
-        self.upstream = coordinates == "upstream"
-        self.origin = cell_origin(coordinates)
+class PaperLevel(_DetectAndDescribe):
+    """Detection and description at one level with the paper's head, as a module to export."""
 
     def forward(
         self,
@@ -124,42 +150,10 @@ class PaperLevel(nn.Module):
         else:  # the level's corners are the image's
             factor = (image_size - 1).clamp(min=1) / (level_size - 1).clamp(min=1)
         shift = torch.zeros_like(factor)
-        level = _level(
-            rows, h, w, found, self.origin, factor, shift, index, pyramid, level_size, max_keypoints, points
+        level = self._level(
+            rows, h, w, found, factor, shift, index, pyramid, level_size, max_keypoints, points
         )
         return torch.maximum(banned, detected.float())[None, None], level
-
-
-def _level(
-    rows: Tensor,
-    h: int,
-    w: int,
-    found: Detections,
-    origin: float,
-    factor: Tensor,
-    shift: Tensor,
-    index: Tensor,
-    pyramid: Tensor,
-    level_size: Tensor,
-    max_keypoints: Tensor,
-    points: Tensor,
-) -> Level:
-    """The best detections and the points, described; pixel p lies at `factor` p + `shift` of the image."""
-    inside = (found.pixels <= level_size - 1).all(dim=1)  # and not in the padding
-    kept = torch.nonzero(inside).squeeze(1)
-    best = kept[best_first(found.scores[kept], max_keypoints)]
-    scales = pyramid.float().reciprocal()
-    nearest = (torch.log(points[:, 2:]) - torch.log(scales)).abs().argmin(dim=1)
-    point_cells = ((points[:, :2] - shift) / factor - origin) / STRIDE
-    scores = found.scores[best]
-    return Level(
-        found.pixels[best] * factor + shift,
-        scores,
-        scales[index] * torch.ones_like(scores),
-        describe(rows, h, w, found.cells[best]),
-        describe(rows, h, w, point_cells),
-        nearest == index,
-    )
 
 
 def resize_nearest(cell_map: Tensor, h: int, w: int) -> Tensor:
