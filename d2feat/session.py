@@ -1,6 +1,7 @@
 """ONNX Runtime: which execution provider runs the model, and running it."""
 
 import atexit
+import contextlib
 import ctypes
 import logging
 import os
@@ -120,12 +121,32 @@ class Session:
                     or "alloc" in message.lower()
                     or "out of memory" in message.lower()
                 ):
+                    self._give_memory_back()
                     raise self._too_large(image, pyramid) from error
                 raise D2FeatError(f"ONNX Runtime failed: {message}") from error
 
         outputs = _run_stoppable(call, apart=self.provider == _CPU)
         self._check(outputs, len(points))
         return outputs
+
+    def _give_memory_back(self) -> None:
+        """Free what the runtime's arena keeps of a run that failed for want of memory, by running once more.
+
+        Otherwise nothing is left, and glibc ends the process where it cannot get what a new thread needs.
+        """
+        if self.provider != _CPU:
+            return
+        options = import_runtime().RunOptions()
+        options.log_severity_level = 4
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        feeds = {
+            "image": np.zeros((32, 32, 3), np.uint8),
+            "pyramid": np.ones(1),
+            "max_keypoints": np.array(1, np.int64),
+            "points": np.zeros((0, 3), np.float32),
+        }
+        with contextlib.suppress(Exception):  # the error that led here is the one to tell
+            self._session.run(list(_OUTPUTS), feeds, options)
 
     def _check(self, outputs: Outputs, points: int) -> None:
         """Refuse what a damaged or foreign model may return; the rest of the package relies on this."""
