@@ -41,10 +41,10 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
   => (float[N, 2] keypoints, float[N] scores, float[N] scales, float[N, C] descriptors,
       float[M, C] point_descriptors)
 {
-  colours = Cast <to = 1> (image)
+  channels_first = Transpose <perm = [2, 0, 1]> (image)
+  colours = Cast <to = 1> (channels_first)
   centred = Sub (colours, mean)
-  channels_first = Transpose <perm = [2, 0, 1]> (centred)
-  pixels = Unsqueeze (channels_first, axis_0)
+  pixels = Unsqueeze (centred, axis_0)
   image_shape = Shape <start = 0, end = 2> (image)
   image_size = Gather (image_shape, reverse)
   image_shape_exact = Cast <to = 11> (image_shape)
@@ -76,7 +76,9 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
       level_image = Pad (resized, pads)
       MAPS = d2feat.network (level_image)
       SUM
-      FOUND = d2feat.detect_and_describe (dense)
+      only_dense = Gather (dense, nothing)
+      cells = Transpose <perm = [1, 2, 0]> (only_dense)
+      FOUND = d2feat.detect_and_describe (cells)
       keypoints_out = Concat <axis = 0> (keypoints_in, level_keypoints)
       scores_out = Concat <axis = 0> (scores_in, level_scores)
       scales_out = Concat <axis = 0> (scales_in, level_scales)
@@ -156,6 +158,7 @@ def build_graph(
             weights in half precision and compute in single precision.
     """
     network, detection = export_network(checkpoint.net), export_detection(checkpoint.net, coordinates)
+    _split_last_layer(network)
     if calibration is None:
         network = _halve_weights(network)
     else:
@@ -170,7 +173,7 @@ def build_graph(
     _splice(body, "detect_and_describe", detection, "head/")
 
     constants: dict[str, np.ndarray] = {
-        "mean": np.array([float(value) for value in checkpoint.metadata["mean"].split(",")], np.float32),
+        "mean": np.array(checkpoint.metadata["mean"].split(","), np.float32).reshape(3, 1, 1),
         "zero": np.array(0, np.float32),
         "axis_0": np.array([0], np.int64),
         "axis_1": np.array([1], np.int64),
@@ -227,7 +230,9 @@ def export_detection(net: D2Net, coordinates: Coordinates) -> ModelProto:
         dense, fine = net(image)
     level_size, image_size = torch.tensor([128, 96]), torch.tensor([128, 96])
     spatial = {2: any_size, 3: any_size}
-    inputs: dict[str, tuple[Tensor, dict[int, object]]] = {"dense": (dense, spatial)}
+    # Not `dense`: an eight-bit model converts it anew for all that ask for it, be it for its shape.
+    cells = dense[0].permute(1, 2, 0)
+    inputs: dict[str, tuple[Tensor, dict[int, object]]] = {"cells": (cells, {0: any_size, 1: any_size})}
     if fine is None:
         module: nn.Module = PaperLevel(coordinates)
         inputs["banned_in"] = torch.zeros(1, 1, 2, 3), spatial
@@ -319,6 +324,25 @@ def _halve_weights(model: ModelProto) -> ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
+
+
+def _split_last_layer(network: ModelProto) -> None:
+    """Make the fine head's last convolution, to one channel, one of every channel, and then their sum.
+
+    For the runtime computes no fewer than sixteen channels, wanted or not.
+    """
+    graph = network.graph
+    for place, node in enumerate(graph.node):
+        if node.op_type == "Conv" and node.input[1] == "fine.c.weight":
+            hidden, weight, *bias = node.input
+            count = next(tensor.dims[1] for tensor in graph.initializer if tensor.name == weight)
+            graph.initializer.append(numpy_helper.from_array(np.ones((1, count, 1, 1), np.float32), "ones"))
+            turned = helper.make_node("Transpose", [weight], ["weights"], "weights", perm=[1, 0, 2, 3])
+            each = helper.make_node("Conv", [hidden, "weights"], ["each"], "each", group=count, pads=[1] * 4)
+            node.CopyFrom(helper.make_node("Conv", ["each", "ones", *bias], node.output, node.name))
+            graph.node.insert(place, each)
+            graph.node.insert(place, turned)
+            return
 
 
 def _splice(body: onnx.GraphProto, placeholder: str, part: ModelProto, prefix: str) -> None:

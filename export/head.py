@@ -84,17 +84,17 @@ def winner_patches(rows: Tensor, h: int, w: int) -> Tensor:
     """
     channels = rows.shape[1]
     channel = rows.argmax(dim=1).view(h, w)
-    y = torch.arange(h).view(h, 1)
-    x = torch.arange(w).view(1, w)
-    flat = rows.reshape(-1)
-    patches = []
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            inside = ((y + dy >= 0) & (y + dy < h)) & ((x + dx >= 0) & (x + dx < w))
-            cell = (y + dy).clamp(0, h - 1) * w + (x + dx).clamp(0, w - 1)
-            value = F.relu(flat[(cell * channels + channel).view(-1)]).view(h, w)
-            patches.append(value * inside)
-    return torch.stack(patches)
+    step = torch.arange(9).view(9, 1, 1)
+    y = torch.arange(h).view(h, 1) + torch.div(step, 3, rounding_mode="floor") - 1
+    x = torch.arange(w) + step % 3 - 1
+    inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+    cell = y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
+    return F.relu(_take(rows, cell * channels + channel)) * inside
+
+
+def _take(values: Tensor, places: Tensor) -> Tensor:
+    """`values.flatten()[places]`; this is the way that ONNX Runtime does in a tenth of the time."""
+    return values.reshape(-1).gather(0, places.reshape(-1)).view(places.shape)
 
 
 def detect_paper(rows: Tensor, h: int, w: int, banned: Tensor, origin: float) -> tuple[Detections, Tensor]:
@@ -189,24 +189,24 @@ def fine_maxima(score: Tensor) -> Tensor:
 def refine_fine(score: Tensor, level: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """N x 2 positions after the quadratic step, N scores, and whether N maxima at (x, y) are real peaks."""
     width = score.shape[1]
-    flat = score.reshape(-1)
-    offsets = [dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    peak = peaks(torch.stack([flat[y * width + x + offset] for offset in offsets]))
+    offsets = torch.tensor([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    patches = _take(score, offsets.unsqueeze(1) + (y * width + x))
+    peak = peaks(patches)
     # A plateau is no peak, and rounding makes peaks of even surfaces.
     real = ((peak.dxx < 0) | (peak.dyy < 0)) & varies(level, x, y)
     step_x, step_y = peak.newton_step()
     good = (peak.det > 0) & (step_x.abs() <= 1) & (step_y.abs() <= 1)
     zero = torch.zeros_like(step_x)
     pixels = torch.stack([x + torch.where(good, step_x, zero), y + torch.where(good, step_y, zero)], dim=1)
-    return pixels, flat[y * width + x], real
+    return pixels, patches[4], real
 
 
 def varies(level: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """N bool: whether 3 x H x W pixels vary by `FLAT` about N positions at least 6 px from the border."""
-    width = level.shape[2]
-    flat = level.reshape(3, -1)
+    height, width = level.shape[1:]
     offsets = torch.tensor([dy * width + dx for dy in FLAT_OFFSETS for dx in FLAT_OFFSETS])
-    samples = flat[:, (y * width + x).unsqueeze(0) + offsets.unsqueeze(1)]
+    channel = torch.arange(3).view(3, 1, 1) * (height * width)
+    samples = _take(level, channel + offsets.unsqueeze(1) + (y * width + x))
     return ((samples.amax(1) - samples.amin(1)) >= FLAT).any(0)
 
 

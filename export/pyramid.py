@@ -86,7 +86,7 @@ class FineLevel(_DetectAndDescribe):
 
     def forward(
         self,
-        dense: Tensor,
+        cells: Tensor,
         repeatability: Tensor,
         level: Tensor,
         index: Tensor,
@@ -99,7 +99,7 @@ class FineLevel(_DetectAndDescribe):
         """Keypoints and descriptors of level `index` of `pyramid`.
 
         Args:
-            dense: 1 x C x h x w, the level's dense map.
+            cells: h x w x C, the level's dense map.
             repeatability: 1 x 1 x H' x W', its fine map.
             level: 1 x 3 x H' x W', its pixels, padded at the end if very small.
             index: int64 scalar.
@@ -108,9 +108,9 @@ class FineLevel(_DetectAndDescribe):
             max_keypoints: int64 scalar; at most so many of the best are described, all if negative.
             points: M x 3 float32, (x, y, scale) in pixels of the image, to be described.
         """
-        h, w = dense.shape[2:]
-        rows = dense[0].permute(1, 2, 0).reshape(h * w, dense.shape[1])
-        found = detect_fine(rows, h, w, repeatability[0, 0], level[0], self.origin)
+        h, w, channels = cells.shape
+        rows = cells.reshape(h * w, channels)
+        found = detect_fine(rows, h, w, repeatability.squeeze((0, 1)), level.squeeze(0), self.origin)
         factor = image_size / level_size
         # Half pixels: a pixel of the level covers whole areas of the image.
         shift = torch.zeros_like(factor) if self.upstream else (factor - 1) / 2
@@ -124,7 +124,7 @@ class PaperLevel(_DetectAndDescribe):
 
     def forward(
         self,
-        dense: Tensor,
+        cells: Tensor,
         banned: Tensor,
         index: Tensor,
         pyramid: Tensor,
@@ -136,12 +136,12 @@ class PaperLevel(_DetectAndDescribe):
         """1 x 1 x h x w float, 1 at cells detected so far, and what level `index` of `pyramid` yields.
 
         Args:
-            dense: 1 x C x h x w, the summed dense map.
+            cells: h x w x C, the summed dense map.
             banned: 1 x 1 x h' x w' float, 1 at cells banned at the level before.
             index, pyramid, level_size, image_size, max_keypoints, points: as for `FineLevel`.
         """
-        h, w = dense.shape[2:]
-        rows = dense[0].permute(1, 2, 0).reshape(h * w, dense.shape[1])
+        h, w, channels = cells.shape
+        rows = cells.reshape(h * w, channels)
         banned = resize_nearest(banned[0, 0], h, w)
         found, detected = detect_paper(rows, h, w, banned > 0, self.origin)
         found = found._replace(scores=found.scores / (index + 1))

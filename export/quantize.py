@@ -1,8 +1,8 @@
 """The network in eight bits, for processors with a fast int8 dot product (VNNI and its like).
 
 Static quantisation in ONNX's QDQ form: weights int8 per channel, activations uint8, ranges from photographs.
-The first layer, the fine head and detection stay in floating point: they are cheap, and positions hang on
-them.
+The first layer, the fine head's last and detection stay in floating point: they are cheap, and positions hang
+on them.
 """
 
 import logging
@@ -14,21 +14,20 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from .trunk import MEAN_BGR
 
-FLOAT_LAYERS: Final = ("dense_feature_extraction.model.0.", "fine.")
-"""Beginnings of the names of weights that are not quantised."""
+FLOAT_LAYERS: Final = ("dense_feature_extraction.model.0.weight", "fine.c.weight", "weights", "ones")
+"""Weights of the convolutions that are not quantised; the last three are the fine head's last layer."""
 
 
 def quantize_network(network: ModelProto, photographs: Iterable[NDArray[np.uint8]]) -> ModelProto:
     """Quantise the network that `export.graph.export_network` made, calibrated on BGR photographs."""
+    network = _pool_by_convolution(network)
     excluded = [
-        node.name
-        for node in network.graph.node
-        if node.op_type == "Conv" and any(name.startswith(FLOAT_LAYERS) for name in node.input)
+        node.name for node in network.graph.node if node.op_type == "Conv" and node.input[1] in FLOAT_LAYERS
     ]
     logger = logging.getLogger()
     level = logger.level
@@ -42,7 +41,7 @@ def quantize_network(network: ModelProto, photographs: Iterable[NDArray[np.uint8
                 target,
                 _Photographs(photographs),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "MaxPool", "AveragePool"],
+                op_types_to_quantize=["Conv", "Relu", "MaxPool"],
                 nodes_to_exclude=excluded,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -51,6 +50,24 @@ def quantize_network(network: ModelProto, photographs: Iterable[NDArray[np.uint8
             return onnx.load(target)
     finally:
         logger.setLevel(level)
+
+
+def _pool_by_convolution(network: ModelProto) -> ModelProto:
+    """A copy whose average pooling is a convolution of each channel, at which the runtime is far faster."""
+    copied = ModelProto()
+    copied.CopyFrom(network)
+    weights = {tensor.name: tensor for tensor in copied.graph.initializer}
+    for node in copied.graph.node:
+        if node.op_type != "AveragePool":
+            continue
+        reader = next(other for other in copied.graph.node if node.output[0] in other.input)
+        channels = weights[reader.input[1]].dims[1]
+        name = node.output[0] + ".weight"
+        copied.graph.initializer.append(
+            numpy_helper.from_array(np.full((channels, 1, 2, 2), 0.25, np.float32), name)
+        )
+        node.CopyFrom(helper.make_node("Conv", [node.input[0], name], node.output, node.name, group=channels))
+    return copied
 
 
 class _Photographs(CalibrationDataReader):  # type: ignore[misc]

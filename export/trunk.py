@@ -76,11 +76,8 @@ class FineHead(nn.Module):
         self.c = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, full: Tensor, half: Tensor) -> Tensor:
-        """Repeatability r, B x 1 x H x W, from the trunk's `full` and `half` maps."""
+        """Repeatability r, B x 1 x H x W, from the trunk's `full` and `half` maps; H and W are even."""
         up = F.interpolate(self.b(half), scale_factor=2.0, mode="bilinear", align_corners=False)
-        # An odd last row or column has no half-resolution neighbour of its own: repeat the last one.
-        missing = (0, full.shape[3] - up.shape[3], 0, full.shape[2] - up.shape[2])
-        up = F.pad(up, missing, mode="replicate")
         softplus = F.softplus(self.c(F.relu(self.a(full) + up)))
         return softplus / (1 + softplus)
 
@@ -105,9 +102,14 @@ class D2Net(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Dense map F and repeatability r (None without a fine head) of B x 3 x H x W images."""
+        height, width = images.shape[2:]
+        if self.fine is not None:
+            # An odd last row or column has no half-resolution neighbour of its own: it is doubled.
+            even = (0, (width + 1) // 2 * 2 - width, 0, (height + 1) // 2 * 2 - height)
+            images = F.pad(images, even, mode="replicate")
         maps = self.dense_feature_extraction(images)
         dense = F.relu(maps.dense) if self.descriptor_relu else maps.dense
-        return dense, None if self.fine is None else self.fine(maps.full, maps.half)
+        return dense, None if self.fine is None else self.fine(maps.full, maps.half)[:, :, :height, :width]
 
 
 def preprocess(image: Tensor) -> Tensor:

@@ -208,12 +208,16 @@ def extract(
             level = shrink(shrink(full, level_width).mT, level_height).mT
         else:
             level = F.interpolate(full, size=(level_height, level_width), mode="bilinear", align_corners=True)
-        dense, conv1_2, conv2_2 = trunk(level, tensors)
+        seen = level
+        if head == "fine":  # its half-resolution map has to cover an odd last row or column
+            seen = torch.cat([seen, seen[:, :, -1:]], dim=2) if level_height % 2 else seen
+            seen = torch.cat([seen, seen[:, :, :, -1:]], dim=3) if level_width % 2 else seen
+        dense, conv1_2, conv2_2 = trunk(seen, tensors)
         if descriptor_relu:
             dense = F.relu(dense)
         h, w = dense.shape[2:]
         if head == "fine":
-            fine = fine_map(conv1_2, conv2_2, tensors)
+            fine = fine_map(conv1_2, conv2_2, tensors)[:level_height, :level_width]
             y, x, scores = fine_level(dense, fine, level, origin)
             i, j = ((y - origin) / 4).clamp(0, h - 1), ((x - origin) / 4).clamp(0, w - 1)
         else:
