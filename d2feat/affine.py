@@ -17,6 +17,7 @@ from .feature2d import D2Feature, KeyPoints
 from .features import Features, Floats
 from .images import Image, as_image, as_mask
 from .rotations import rotate
+from .tiles import best_of
 
 BLUR = 0.8
 """Sigma, px, before a shrinking by t along one axis: this times sqrt(t^2 - 1) (Morel and Yu, section 3)."""
@@ -69,16 +70,7 @@ class AffineFeature:
         """Features of all views as arrays, in pixels of the image, best first."""
         pixels = as_image(image)
         allowed = as_mask(mask, pixels.shape[:2])
-        parts = [self._extract_view(pixels, allowed, view) for view in self.views]
-        scores = np.concatenate([part.scores for part in parts])
-        best = np.argsort(-scores, kind="stable")
-        return Features(
-            np.concatenate([part.keypoints for part in parts])[best],
-            scores[best],
-            np.concatenate([part.scales for part in parts])[best],
-            np.concatenate([part.descriptors for part in parts])[best],
-            (pixels.shape[1], pixels.shape[0]),
-        )
+        return best_of([self._extract_view(pixels, allowed, view) for view in self.views], 0)
 
     def detectAndCompute(
         self, image: Any, mask: Any = None, descriptors: Any = None, useProvidedKeypoints: bool = False
@@ -111,7 +103,11 @@ class AffineFeature:
         keypoints = (found.keypoints @ back[:, :2].T + back[:, 2]).astype(np.float32)
         size = image.shape[1], image.shape[0]
         scales = found.scales * np.float32(math.sqrt(abs(np.linalg.det(back[:, :2]))))
-        placed = replace(found, keypoints=keypoints, scales=scales, image_size=size)
+        angles = found.angles
+        if angles is not None:
+            x, y = back[:, :2] @ (np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles)))
+            angles = (np.rad2deg(np.arctan2(y, x)) % 360).astype(np.float32)
+        placed = replace(found, keypoints=keypoints, scales=scales, image_size=size, angles=angles)
         column, row = np.rint(keypoints).astype(np.int64).T
         # Beyond the image a view shows its reflection.
         inside = (column >= 0) & (column < size[0]) & (row >= 0) & (row < size[1])

@@ -275,8 +275,9 @@ class D2Feature:
         keypoints = self._to_image(outputs.keypoints, resized, pixels)
         factor = np.float32(np.sqrt(width * height / (resized.shape[0] * resized.shape[1])))
         points = np.column_stack([outputs.keypoints, outputs.scales])
-        descriptors = self._pooled(resized, points, outputs.descriptors)
-        features = Features(keypoints, outputs.scores, outputs.scales * factor, descriptors, (width, height))
+        descriptors, angles = self._pooled(resized, points, outputs.descriptors)
+        scales = outputs.scales * factor
+        features = Features(keypoints, outputs.scores, scales, descriptors, (width, height), angles)
         if allowed is not None and len(features):
             # As cv2.KeyPointsFilter.runByPixelsMask reads a mask.
             column, row = (keypoints + np.float32(0.5)).astype(np.int64).T
@@ -315,15 +316,17 @@ class D2Feature:
         resized, values = self._resized(pixels), values.copy()
         values[:, :2] = self._to_image(values[:, :2], pixels, resized)
         values[:, 2] *= np.sqrt(resized.shape[0] * resized.shape[1] / (pixels.shape[0] * pixels.shape[1]))
-        return self._pooled(resized, values, self._described(resized, values))
+        return self._pooled(resized, values, self._described(resized, values))[0]
 
     def _described(self, pixels: Image, points: Floats) -> Floats:
         return self._session.run(pixels, self._scales, 0, points).point_descriptors
 
-    def _pooled(self, pixels: Image, points: Floats, upright: Floats) -> Floats:
-        """Descriptors of M x 3 points made independent of rotation, if that is wanted."""
-        if self._rotations == 1 or len(points) == 0:
-            return upright
+    def _pooled(self, pixels: Image, points: Floats, upright: Floats) -> tuple[Floats, Floats | None]:
+        """Descriptors of M x 3 points made independent of rotation, and angles, if that is wanted."""
+        if self._rotations == 1:
+            return upright, None
+        if len(points) == 0:
+            return upright, np.zeros(0, np.float32)
         return pool_rotations(self._described, pixels, points, upright, self._rotations)
 
     def _resized(self, image: Image) -> Image:
@@ -602,7 +605,7 @@ def create(
             0 or less for no tiles.
         rotations: descriptors are pooled over so many evenly spaced rotations of the image, for scenes that
             turn by more than about 30 degrees: 8 suits any rotation at twelve times the cost, 4 quarter turns
-            at four times. `KeyPoint.angle` stays -1: the descriptors need none.
+            at four times. `KeyPoint.angle` is then an orientation that turns with the scene.
 
     Raises:
         InputError, ModelError, ProviderError: all are `cv2.error`; the message says what to do.

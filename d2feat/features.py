@@ -22,6 +22,8 @@ class Features:
         scales: N float32, pixels of the image per pixel of the pyramid level of detection.
         descriptors: N x C float32, C-contiguous, unit length.
         image_size: (width, height) in pixels.
+        angles: N float32, orientations in degrees as `cv2.KeyPoint` counts them (0 to 360, clockwise from the
+            x axis), or None where none was estimated: with `rotations=1`.
     """
 
     keypoints: Floats
@@ -29,6 +31,7 @@ class Features:
     scales: Floats
     descriptors: Floats
     image_size: tuple[int, int]
+    angles: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -41,11 +44,12 @@ class Features:
             self.scales[index],
             np.ascontiguousarray(self.descriptors[index]),
             self.image_size,
+            None if self.angles is None else self.angles[index],
         )
 
     def to_keypoints(self) -> tuple[cv2.KeyPoint, ...]:
         """The keypoints as `cv2.KeyPoint` objects; see `d2feat.keypoints` for their fields."""
-        return build_keypoints(self.keypoints, self.scores, self.scales)
+        return build_keypoints(self.keypoints, self.scores, self.scales, self.angles)
 
     def to_opencv(self) -> tuple[tuple[cv2.KeyPoint, ...], Floats | None]:
         """(keypoints, descriptors) as `cv2.Feature2D.detectAndCompute` returns them; ((), None) for none."""

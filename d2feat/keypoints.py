@@ -7,7 +7,8 @@ The fields of a d2feat KeyPoint:
   near the centre counts most.)
 - ``response``: the detection score; keypoints come best first.
 - ``octave``: log2 of the scale, rounded: 0 at the image's own resolution, 1 at half of it, -1 at double.
-- ``angle``: -1, "not applicable": D2-Net is upright, it does not estimate an orientation.
+- ``angle``: -1, "not applicable": D2-Net is upright; with `rotations` an orientation, in degrees, that turns
+  with the scene (`d2feat.rotations`).
 - ``class_id``: -1.
 """
 
@@ -26,12 +27,16 @@ SIZE: Final = 32.0
 
 
 def build_keypoints(
-    positions: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], scales: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
+    scales: npt.NDArray[np.float32],
+    angles: npt.NDArray[np.float32] | None = None,
 ) -> tuple[cv2.KeyPoint, ...]:
-    """KeyPoint objects of N x 2 positions in pixels, N scores and N scales."""
+    """KeyPoint objects of N x 2 positions in pixels, N scores, N scales and, if there are any, N angles."""
     x, y = positions.T.tolist() if len(positions) else ([], [])
     octaves = np.rint(np.log2(scales)).astype(np.int64).tolist()
-    return tuple(map(cv2.KeyPoint, x, y, (SIZE * scales).tolist(), repeat(-1.0), scores.tolist(), octaves))
+    turned = repeat(-1.0) if angles is None else angles.tolist()
+    return tuple(map(cv2.KeyPoint, x, y, (SIZE * scales).tolist(), turned, scores.tolist(), octaves))
 
 
 def read_keypoints(keypoints: Iterable[Any] | None) -> npt.NDArray[np.float32]:

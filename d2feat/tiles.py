@@ -144,7 +144,7 @@ def _placed(found: Features, x: Span, y: Span, image: Image) -> Features:
     high = np.array([x.last, y.last]) - (0.5 - SEAM)
     mine = ((keypoints >= low) & (keypoints < high)).all(1)
     size = image.shape[1], image.shape[0]
-    return Features(keypoints, found.scores, found.scales, found.descriptors, size)[mine]
+    return replace(found, keypoints=keypoints, image_size=size)[mine]
 
 
 def _doubled(parts: list[Features], found: Features, x: Span, y: Span) -> Mask:
@@ -177,10 +177,12 @@ def best_of(parts: list[Features], nfeatures: int) -> Features:
     descriptors = np.empty((len(best), parts[0].descriptors.shape[1]), np.float32)
     for part, places in zip(parts, np.split(place, ends[:-1]), strict=True):
         descriptors[places[places >= 0]] = part.descriptors[places >= 0]
+    angles = [part.angles for part in parts if part.angles is not None]
     return Features(
         np.concatenate([part.keypoints for part in parts])[best],
         scores[best],
         np.concatenate([part.scales for part in parts])[best],
         descriptors,
         parts[0].image_size,
+        np.concatenate(angles)[best] if len(angles) == len(parts) else None,
     )

@@ -89,6 +89,44 @@ def test_a_scene_turned_by_any_angle_is_matched(picture: np.ndarray) -> None:
     assert right[1] > 3 * right[0]
 
 
+def turns(one: d2feat.Features, two: d2feat.Features, expected: float = 0) -> np.ndarray:
+    """By how many degrees, 0 to 180, the angles of matched keypoints differ from the expected difference."""
+    matches = d2feat.match(one.descriptors, two.descriptors, ratio=0.9)
+    pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
+    assert one.angles is not None
+    assert two.angles is not None
+    difference = two.angles[pairs[:, 1]] - one.angles[pairs[:, 0]] - expected
+    return np.abs((difference + 180) % 360 - 180)
+
+
+@pytest.mark.parametrize("degrees", [90, 140])
+def test_angles_turn_with_the_scene(picture: np.ndarray, degrees: float) -> None:
+    detector = create(nfeatures=200, rotations=8)
+    turned, _ = rotate(picture, degrees)
+    # Counter-clockwise; cv2 counts clockwise.
+    error = turns(detector.extract(picture), detector.extract(turned), -degrees)
+    assert np.median(error) < 15
+    assert (error < 30).mean() > 0.65, "of all matches, a tenth of which are wrong"
+
+
+def test_keypoints_have_the_angles_whatever_made_them(picture: np.ndarray) -> None:
+    detector = create(nfeatures=50, rotations=4)
+    features = detector.extract(picture)
+    assert features.angles is not None
+    assert features.angles.dtype == np.float32
+    assert ((features.angles >= 0) & (features.angles < 360)).all()
+    assert len(np.unique(features.angles)) > 10
+    assert [k.angle for k in features[:7].to_keypoints()] == features.angles[:7].tolist()
+    assert {k.angle for k in create(nfeatures=5).detect(picture)} == {-1.0}
+    tiled = create(rotations=4, tile=256).extract(cv2.resize(picture, (400, 480)))
+    assert tiled.angles is not None
+    assert len(tiled.angles) == len(tiled) > 50
+    # A view that is turned, but not tilted, gives the image's own orientations back.
+    affine = d2feat.AffineFeature(create(nfeatures=200, rotations=8), maxTilt=0)
+    affine.views = (View(1, 130),)
+    assert np.median(turns(affine.backend.extract(picture), affine.extract(picture))) < 15
+
+
 def test_tiles_and_small_images_are_pooled_too(picture: np.ndarray) -> None:
     whole = create(rotations=2, maxEdge=120)
     assert len(whole.extract(picture)) > 10
