@@ -10,7 +10,7 @@ from export.checkpoint import read_checkpoint
 from export.trunk import D2Net
 from training.average import average
 from training.config import Config
-from training.narrow import channels, narrow
+from training.narrow import channels, narrow, widen_fine_head
 from training.photos import stack
 from training.trainer import Trainer, TrainingError
 
@@ -76,6 +76,20 @@ def test_only_wider_networks_with_a_fine_head_become_narrow() -> None:
         narrow(D2Net(WIDE), (4, 4, 4, 4), 1, images())
 
 
+def test_a_wider_fine_head_does_the_same_and_can_learn_more() -> None:
+    net = wide_net()
+    wider = widen_fine_head(net, 16)
+    assert channels(wider) == (*WIDE, 16)
+    for new, old in zip(wider(images()), net(images()), strict=True):
+        torch.testing.assert_close(new, old)
+    wider.requires_grad_(True)(images())[1].sum().backward()
+    assert wider.fine.c.weight.grad[:, FINE:].abs().min() > 0
+    with pytest.raises(ValueError, match="cannot be made one of 4"):
+        widen_fine_head(net, 4)
+    with pytest.raises(ValueError, match="cannot be made"):
+        widen_fine_head(D2Net(WIDE), 4)
+
+
 def test_a_light_model_is_trained_from_a_wide_checkpoint(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     photos = stack([rng.integers(0, 256, (96, 96, 3), np.uint8) for _ in range(10)], (96, 96))
@@ -86,6 +100,8 @@ def test_a_light_model_is_trained_from_a_wide_checkpoint(tmp_path: Path) -> None
     )
     trained = Trainer(photos, config, tmp_path / "run", init=checkpoint).run()
     assert channels(read_checkpoint(trained).net) == (4, 4, 8, 8, 2)
+    widened = config.override(widths=[], fine=9)
+    assert channels(Trainer(photos, widened, tmp_path / "widened", init=checkpoint).net) == (*WIDE, 9)
     wider = config.override(widths=[64, 128, 256, 512])
     with pytest.raises(TrainingError, match="not all within"):
         Trainer(photos, wider, tmp_path / "other", init=checkpoint)
@@ -102,6 +118,10 @@ def test_average_lies_between_the_two_networks(tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path / "mean.pth").net
     assert set(found.dense_feature_extraction.model[0].weight.unique().tolist()) == {1.5}
     assert torch.equal(found.fine.c.bias, wide_net().fine.c.bias.half().float())
+    wide = tmp_path / "wide.pth"
+    torch.save({"model": widen_fine_head(wide_net(), 9).state_dict(), "d2feat": {"head": "fine"}}, wide)
+    average(paths[0], wide, tmp_path / "mean.pth")
+    assert channels(read_checkpoint(tmp_path / "mean.pth").net) == (*WIDE, 9)
     with pytest.raises(ValueError, match="share"):
         average(*paths, tmp_path / "mean.pth", 1.5)
     torch.save({"model": D2Net((8, 12, 16, 16), fine=FINE).state_dict()}, tmp_path / "other.pth")

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from export.checkpoint import CheckpointError, read_checkpoint
 
+from .narrow import channels, widen_fine_head
+
 
 def average(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
     """Write the checkpoint (1 - share) * before + share * after, with what `after` says of itself.
@@ -29,7 +31,10 @@ def average(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share must be 0 to 1, not {share}")
-    first, second = (read_checkpoint(path).net.state_dict() for path in (before, after))
+    start, end = (read_checkpoint(path).net for path in (before, after))
+    if start.fine is not None and channels(start)[-1] < channels(end)[-1]:
+        start = widen_fine_head(start, channels(end)[-1])  # as training did with it
+    first, second = start.state_dict(), end.state_dict()
     if {name: value.shape for name, value in first.items()} != {n: v.shape for n, v in second.items()}:
         raise ValueError(f"{before} and {after} are networks of different widths")
     content = torch.load(after, map_location="cpu", weights_only=True)

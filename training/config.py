@@ -86,7 +86,8 @@ class Config:
             are then computed, several times faster; `match` and `triplet` need "all", and `matchability`
             then asks for repetition alone).
         widths, fine: channels of the trunk's four blocks and of the fine head; () and 0 for those of the
-            initial network, which is made narrower (`narrow`) if it is wider than told.
+            initial network, which is made narrower (`narrow`) if it is wider than told, its fine head also
+            wider.
         steps, minutes: the budget; steps if positive, else minutes. The schedule spans it.
         batch: pairs per step. size: side of the square views, px.
         trunk_rate, fine_rate: peak AdamW learning rates. warmup: share of the budget for warming up.

@@ -1,4 +1,4 @@
-"""A narrow network out of a wide one: a start from which a light model learns faster than from noise."""
+"""Networks of other widths out of trained ones: starts from which they learn faster than from noise."""
 
 from collections.abc import Sequence
 from typing import Final, cast
@@ -57,6 +57,37 @@ def narrow(net: D2Net, widths: Sequence[int], fine: int, images: Tensor) -> D2Ne
     return small.eval().requires_grad_(False)
 
 
+def widen_fine_head(net: D2Net, fine: int, seed: int = 0) -> D2Net:
+    """The same function with a fine head of more channels, for training to make use of.
+
+    The new channels of `a` and `b` are random, with the old ones' deviation; `c` does not read them yet.
+
+    Args:
+        net: a network with a fine head.
+        fine: channels of the new one; no fewer than the old one's.
+        seed: of the new channels.
+
+    Raises:
+        ValueError: `net` has no fine head, or a wider one.
+    """
+    *widths, have = channels(net)
+    if net.fine is None or fine < have:
+        raise ValueError(f"a fine head of {have} channels cannot be made one of {fine} by widening")
+    wide = D2Net(widths, fine=fine, descriptor_relu=net.descriptor_relu)
+    wide.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
+    assert wide.fine is not None
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for new, old in ((wide.fine.a, net.fine.a), (wide.fine.b, net.fine.b)):
+            assert new.bias is not None
+            new.weight.normal_(0, float(old.weight.std()), generator=random)
+            new.bias.zero_()
+            _put(new, old, (slice(have), slice(None)))
+        wide.fine.c.weight.zero_()
+        _put(wide.fine.c, net.fine.c, (slice(1), slice(have)))
+    return wide.eval().requires_grad_(False)
+
+
 def channels(net: D2Net) -> tuple[int, ...]:
     """Channels of the four blocks and of the fine head (0 without one)."""
     convs = _convolutions(net)
@@ -83,3 +114,10 @@ def _take(new: nn.Conv2d, old: nn.Conv2d, outputs: Tensor, inputs: Tensor) -> No
     assert old.bias is not None
     new.weight.copy_(old.weight[outputs][:, inputs])
     new.bias.copy_(old.bias[outputs])
+
+
+def _put(new: nn.Conv2d, old: nn.Conv2d, place: tuple[slice, slice]) -> None:
+    assert new.bias is not None
+    assert old.bias is not None
+    new.weight[place] = old.weight
+    new.bias[place[0]] = old.bias

@@ -26,7 +26,7 @@ from export.trunk import FINE_WIDTH, MEAN_BGR, WIDTHS, D2Net
 from .config import Config, Weights, config_from_dict
 from .judge import Judgement, judge
 from .loss import centred, losses, total
-from .narrow import channels, narrow
+from .narrow import channels, narrow, widen_fine_head
 from .pairs import Pairs, make_pairs
 from .photos import Photos
 from .scenes import Scene
@@ -274,6 +274,8 @@ def _initial_network(init: Path | None, config: Config, photos: Photos) -> D2Net
     wanted = config.widths or tuple(widths), config.fine or fine
     if wanted == (tuple(widths), fine):
         return net
+    if wanted[0] == tuple(widths) and wanted[1] > fine:
+        return widen_fine_head(net, wanted[1])
     size = (config.size, config.size)
     pairs = make_pairs(photos, 8, size, config.geometry, config.light, Generator().manual_seed(config.seed))
     try:
