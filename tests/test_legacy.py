@@ -428,8 +428,9 @@ def test_programs_find_the_homography(name: str, pair: tuple[Any, ...]) -> None:
 def test_program_with_threads_and_written_keypoints(pair: tuple[Any, ...]) -> None:
     one, two, truth, size = pair
     result = run("tilted_views.py", one, two, 1, legacy=LEGACY)[-1]
-    assert result["inliers"] > 40
-    assert corner_error(result["H"], truth, size) < 4
+    assert result["inliers"] > 200
+    # One draw of RANSAC with 5 px on a small picture; SIFT's are within 9 px.
+    assert corner_error(result["H"], truth, size) < 8
 
 
 def test_program_with_others_points_patches_and_clusters(pair: tuple[Any, ...]) -> None:
