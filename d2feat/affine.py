@@ -16,7 +16,7 @@ from .errors import InputError
 from .feature2d import D2Feature, KeyPoints
 from .features import Features, Floats
 from .images import Image, as_image, as_mask
-from .rotations import rotate
+from .rotations import rotate, to_angles
 from .tiles import best_of
 
 BLUR = 0.8
@@ -106,7 +106,7 @@ class AffineFeature:
         angles = found.angles
         if angles is not None:
             x, y = back[:, :2] @ (np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles)))
-            angles = (np.rad2deg(np.arctan2(y, x)) % 360).astype(np.float32)
+            angles = to_angles(x + 1j * y)
         placed = replace(found, keypoints=keypoints, scales=scales, image_size=size, angles=angles)
         column, row = np.rint(keypoints).astype(np.int64).T
         # Beyond the image a view shows its reflection.

@@ -48,8 +48,13 @@ def pool_rotations(
         np.maximum(pooled, response, out=pooled)
     norm = np.linalg.norm(pooled, axis=1, keepdims=True)
     unit: Floats = pooled / np.maximum(norm, np.finfo(np.float32).tiny)
-    angles = (np.angle(direction, deg=True) % 360).astype(np.float32)
-    return unit, angles
+    return unit, to_angles(direction)
+
+
+def to_angles(directions: npt.NDArray[np.complex128]) -> Floats:
+    """Directions x + iy as `KeyPoint.angle` has them, degrees from 0 up to but not including 360."""
+    angles = (np.angle(directions, deg=True) % 360).astype(np.float32)
+    return angles % np.float32(360)  # rounding makes 360 of what is hardly below 0
 
 
 def rotate(image: Image, degrees: float) -> tuple[Image, npt.NDArray[np.float64]]:

@@ -6,7 +6,7 @@ import pytest
 
 import d2feat
 from d2feat.affine import View, simulate
-from d2feat.rotations import rotate
+from d2feat.rotations import rotate, to_angles
 
 from .conftest import create, photograph
 
@@ -107,6 +107,11 @@ def test_angles_turn_with_the_scene(picture: np.ndarray, degrees: float) -> None
     error = turns(detector.extract(picture), detector.extract(turned), -degrees)
     assert np.median(error) < 15
     assert (error < 30).mean() > 0.65, "of all matches, a tenth of which are wrong"
+
+
+def test_angles_are_below_360() -> None:
+    directions = np.array([1, 1 + 1j, 1j, -1, -1j, 1 - 1e-12j])
+    np.testing.assert_array_equal(to_angles(directions), [0, 45, 90, 180, 270, 0])
 
 
 def test_keypoints_have_the_angles_whatever_made_them(picture: np.ndarray) -> None:
