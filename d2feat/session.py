@@ -102,14 +102,7 @@ class Session:
         finest = float(pyramid.max())
         if 3 * (height * finest) * (width * finest) >= _MOST_ELEMENTS:
             raise self._too_large(image, pyramid)
-        if points is None:
-            points = np.zeros((0, 3), np.float32)
-        feeds = {
-            "image": image,
-            "pyramid": pyramid,
-            "max_keypoints": np.array(max_keypoints, np.int64),
-            "points": points,
-        }
+        feeds = _feeds(image, pyramid, max_keypoints, points)
 
         def call(options: Any) -> Outputs:
             try:
@@ -126,7 +119,7 @@ class Session:
                 raise D2FeatError(f"ONNX Runtime failed: {message}") from error
 
         outputs = _run_stoppable(call, apart=self.provider == _CPU)
-        self._check(outputs, len(points))
+        self._check(outputs, len(feeds["points"]))
         return outputs
 
     def _give_memory_back(self) -> None:
@@ -139,12 +132,7 @@ class Session:
         options = import_runtime().RunOptions()
         options.log_severity_level = 4
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        feeds = {
-            "image": np.zeros((32, 32, 3), np.uint8),
-            "pyramid": np.ones(1),
-            "max_keypoints": np.array(1, np.int64),
-            "points": np.zeros((0, 3), np.float32),
-        }
+        feeds = _feeds(np.zeros((32, 32, 3), np.uint8), np.ones(1), 1)
         with contextlib.suppress(Exception):  # the error that led here is the one to tell
             self._session.run(list(_OUTPUTS), feeds, options)
 
@@ -168,6 +156,21 @@ class Session:
             f"not enough memory for an image of {width} x {height} at scales {pyramid.tolist()}; "
             "extract in tiles (tile=1024, or smaller), lower maxEdge, or drop the largest scale"
         )
+
+
+def _feeds(
+    image: Image,
+    pyramid: npt.NDArray[np.float64],
+    max_keypoints: int,
+    points: npt.NDArray[np.float32] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """The graph's inputs by name."""
+    return {
+        "image": image,
+        "pyramid": pyramid,
+        "max_keypoints": np.array(max_keypoints, np.int64),
+        "points": np.zeros((0, 3), np.float32) if points is None else points,
+    }
 
 
 def _run_stoppable(call: Callable[[Any], Outputs], *, apart: bool) -> Outputs:

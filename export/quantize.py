@@ -19,8 +19,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from .trunk import MEAN_BGR
 
-FLOAT_LAYERS: Final = ("dense_feature_extraction.model.0.weight", "fine.c.weight", "weights", "ones")
-"""Weights of the convolutions that are not quantised; the last three are the fine head's last layer."""
+FLOAT_LAYERS: Final = ("dense_feature_extraction.model.0.weight", "weights", "ones")
+"""Weights of the convolutions that are not quantised; the last two are the fine head's last layer, split."""
 
 
 def quantize_network(network: ModelProto, photographs: Iterable[NDArray[np.uint8]]) -> ModelProto:

@@ -425,12 +425,12 @@ def test_programs_find_the_homography(name: str, pair: tuple[Any, ...]) -> None:
         assert 10 < result["near"] < result["mutual"]
 
 
-def test_program_with_threads_and_written_keypoints(pair: tuple[Any, ...]) -> None:
-    one, two, truth, size = pair
+def test_program_with_threads_and_written_keypoints(tmp_path: Path) -> None:
+    # Larger than `pair`: on so small a picture a draw of RANSAC with 5 px may be off by more than 4.
+    one, two, truth, size = write_pair(tmp_path, "coffee", (360, 240))
     result = run("tilted_views.py", one, two, 1, legacy=LEGACY)[-1]
     assert result["inliers"] > 200
-    # One draw of RANSAC with 5 px on a small picture; SIFT's are within 9 px.
-    assert corner_error(result["H"], truth, size) < 8
+    assert corner_error(result["H"], truth, size) < 4
 
 
 def test_program_with_others_points_patches_and_clusters(pair: tuple[Any, ...]) -> None:

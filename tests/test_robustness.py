@@ -139,7 +139,7 @@ assert seen and seen[0] - start < 1.2
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited by Linux's means")
-@pytest.mark.parametrize("mebibytes", [4, 87, 107])
+@pytest.mark.parametrize("mebibytes", [4, 87, 100, 107])
 def test_out_of_memory_raises_and_leaves_the_object_usable(mebibytes: int) -> None:
     run(f"""
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
