@@ -290,6 +290,21 @@ def test_a_photo_that_is_left_out_leaves_nothing_behind(built: tuple[Path, Resul
     assert all(element.image_id != gone for track in tracks for element in track.elements)
 
 
+def test_two_cameras_align_a_model(built: tuple[Path, Result]) -> None:
+    """Their centres alone leave any turn about the line between them."""
+    whole = pycolmap.Reconstruction(built[0] / "sparse")
+    query, *others = sorted(whole.reg_image_ids())
+    rest = pycolmap.Reconstruction(whole)
+    for number in [query, *others[2:]]:
+        rest.deregister_frame(rest.images[number].frame_id)
+    turn = pycolmap.Rotation3d(cv2.Rodrigues(np.array([0.3, -1.0, 0.5]))[0])
+    moved = pycolmap.Sim3d(2.5, turn, np.array([1.0, -2.0, 3.0]))
+    rest.transform(moved)
+    truth = whole.images[query].cam_from_world()
+    pose = leave_one_out.aligned(rest, whole).transform_camera_world(moved.transform_camera_world(truth))
+    np.testing.assert_allclose(leave_one_out.pose_error(pose, truth, 1.0), 0, atol=1e-5)
+
+
 def test_a_data_set_in_the_layout_of_aachen(
     built: tuple[Path, Result], folder: Path, views: dict[str, View], tmp_path: Path
 ) -> None:

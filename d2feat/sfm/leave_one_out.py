@@ -2,15 +2,16 @@
 
 The photo and its observations leave the model, points that fewer than two photos are left to see go, and what
 remains is bundle-adjusted anew, so that nothing of the photo is left in it. It is then localised like any
-query. The truth is its camera in the whole model, after the similarity that aligns the others' centres.
+query. The truth is its camera in the whole model, after the similarity that aligns the others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
@@ -46,7 +47,7 @@ def leave_one_out(
     whole = pycolmap.Reconstruction(folder / MODEL)
     if whole.num_reg_images() < 4:
         raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
-    extent = camera_extent(whole)
+    extent = camera_extent(whole, [whole.images[number].name for number in whole.reg_image_ids()])
     errors = []
     for number in sorted(whole.reg_image_ids()):
         truth = whole.images[number]
@@ -84,14 +85,24 @@ def without(model: Any, image_id: int) -> Any:
 
 
 def aligned(source: Any, target: Any) -> Any:
-    """The similarity from `source` to `target` that their common cameras agree on best (Umeyama 1991)."""
+    """The similarity from `source` to `target` that their common cameras agree on best (Umeyama 1991).
+
+    Of each camera the centre counts and, for cameras on a line say nothing of a turn about it, a point on
+    each of its axes, as far away as the model's extent.
+    """
     names = [image.name for image in source.images.values() if image.has_pose]
-    centres = np.array([source.find_image_with_name(name).projection_center() for name in names])
-    wanted = np.array([target.find_image_with_name(name).projection_center() for name in names])
-    found = pycolmap.estimate_sim3d(centres, wanted)
+    found = pycolmap.estimate_sim3d(_corners(source, names), _corners(target, names))
     if found is None:
-        raise D2FeatError("the model cannot be aligned with the whole: too few cameras, or all on one line")
+        raise D2FeatError("the model cannot be aligned with the whole: its cameras are at one place")
     return found
+
+
+def _corners(model: Any, names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Centre and three points on the axes of each of N cameras, 4N x 3."""
+    extent = camera_extent(model, names)
+    poses = [model.find_image_with_name(name).cam_from_world().inverse() for name in names]
+    steps = extent * np.vstack([np.zeros(3), np.eye(3)])
+    return np.concatenate([pose.translation + steps @ pose.rotation.matrix().T for pose in poses])
 
 
 def pose_error(pose: Any, truth: Any, extent: float) -> tuple[float, float]:
@@ -101,7 +112,7 @@ def pose_error(pose: Any, truth: Any, extent: float) -> tuple[float, float]:
     return float(angle), float(distance / extent)
 
 
-def camera_extent(model: Any) -> float:
-    """The greatest distance between two cameras of a model."""
-    centres = np.array([model.images[i].projection_center() for i in model.reg_image_ids()])
+def camera_extent(model: Any, names: Iterable[str]) -> float:
+    """The greatest distance between two of the named cameras of a model."""
+    centres = np.array([model.find_image_with_name(name).projection_center() for name in names])
     return float(np.linalg.norm(centres[:, None] - centres, axis=2).max())
