@@ -17,6 +17,7 @@ from .errors import InputError
 from .evaluation.cli import app as evaluation
 from .images import read_image
 from .model import DEFAULT
+from .options import Model, Multiscale, Provider
 from .sfm.cli import localize, reconstruct
 
 if TYPE_CHECKING:
@@ -70,11 +71,6 @@ console = Console(highlight=False)
 NFeatures = Annotated[
     int, typer.Option(min=1, help="keep at most so many features an image, for every method")
 ]
-Model = Annotated[str, typer.Option(help="name of a model (see: d2feat models), or path of an .onnx file")]
-Multiscale = Annotated[
-    bool, typer.Option("--multiscale/--single-scale", help="also at 0.71, 0.5, 0.35 and 0.25 of the size")
-]
-Provider = Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")]
 
 
 def _version(wanted: bool) -> None:

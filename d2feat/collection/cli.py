@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..feature2d import D2Feature
 from ..hdf5 import image_names, open_hdf5
 from ..model import DEFAULT
+from ..options import Model, Multiscale, Provider
 from ..pairs import match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
@@ -51,13 +52,11 @@ def extract(
         "features.h5"
     ),
     nfeatures: Annotated[int, typer.Option(min=0, help="keep at most so many features an image")] = 2048,
-    model: Annotated[str, typer.Option(help="name of a model, or path of an .onnx file")] = DEFAULT,
-    multiscale: Annotated[
-        bool, typer.Option("--multiscale/--single-scale", help="also at 0.71, 0.5, 0.35 and 0.25 of the size")
-    ] = True,
+    model: Model = DEFAULT,
+    multiscale: Multiscale = True,
     max_edge: Annotated[int, typer.Option(help="make larger images smaller first; 0: no limit")] = 1600,
     tile: Annotated[int, typer.Option(help="extract larger images in tiles, at full resolution")] = 0,
-    provider: Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")] = "auto",
+    provider: Provider = "auto",
     match: Annotated[
         str, typer.Option(metavar="PAIRS", help="match, too: a file with two names a line, or: all")
     ] = "",

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import D2FeatError
+from ..options import Multiscale
 from ..sfm.cli import eval_localization, eval_night, eval_retrieval
 from .methods import Method, open_methods
 from .pose import evaluate_poses, pose_table, read_pose_pairs
@@ -30,10 +31,6 @@ Methods = Annotated[
 Budget = Annotated[int, typer.Option(min=0, help="features an image, best by response; 0 for all")]
 Models = Annotated[
     list[str] | None, typer.Option(help="a further d2feat model, name or path; may be repeated")
-]
-Multiscale = Annotated[
-    bool,
-    typer.Option("--multiscale/--single-scale", help="models also at 0.71, 0.5, 0.35 and 0.25 of the size"),
 ]
 Rotations = Annotated[int, typer.Option(help="rotations that d2feat models pool descriptors over")]
 Output = Annotated[

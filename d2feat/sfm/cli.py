@@ -12,16 +12,12 @@ from rich.table import Table
 from ..errors import D2FeatError, InputError
 from ..feature2d import MULTISCALE, create
 from ..model import DEFAULT
+from ..options import Model, Multiscale, Provider
 
 if TYPE_CHECKING:
     from .reconstruct import Result
 
 NFeatures = Annotated[int, typer.Option(min=1, help="features a photo, at most; for SIFT alike")]
-Model = Annotated[str, typer.Option(help="name of a model (see: d2feat models), or path of an .onnx file")]
-Multiscale = Annotated[
-    bool, typer.Option("--multiscale/--single-scale", help="also at 0.71, 0.5, 0.35 and 0.25 of the size")
-]
-Provider = Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")]
 Reconstruction = Annotated[Path, typer.Argument(metavar="MODEL", help="folder of d2feat reconstruct")]
 
 FEATURES = 4000
