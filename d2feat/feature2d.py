@@ -517,13 +517,14 @@ class D2Feature:
         for key in ("nfeatures", "scoreThreshold", "maxEdge", "maxSumEdges", "tile", "rotations"):
             if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
                 raise InputError(f"the parameter {key} of the node is not a number of its kind")
-        if not nodes["scales"].isMap():
-            raise InputError("the parameter scales of the node is not a matrix")
+        scales = nodes["scales"].mat() if nodes["scales"].isMap() else None
+        if scales is None:  # what OpenCV makes of an empty matrix, too
+            raise InputError("the parameter scales of the node is not a matrix, or an empty one")
         # All is checked before anything is changed.
         fresh = D2Feature(
             int(nodes["nfeatures"].real()),
             nodes["scoreThreshold"].real(),
-            nodes["scales"].mat().ravel().tolist(),
+            scales.ravel().tolist(),
             int(nodes["maxEdge"].real()),
             int(nodes["maxSumEdges"].real()),
             model=model,

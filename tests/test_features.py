@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -437,6 +438,19 @@ def test_failed_read_changes_nothing(old: str, new: str, tmp_path: Path) -> None
     with pytest.raises(cv2.error) as caught:
         d2.read(path)
     assert isinstance(caught.value, d2feat.D2FeatError)
+    assert repr(d2) == repr(create(3))
+
+
+def test_a_matrix_without_numbers_is_refused(tmp_path: Path) -> None:
+    """OpenCV reads it as none at all, if it is XML."""
+    path = tmp_path / "spoilt.xml"
+    customised().write(path)
+    text = path.read_text()
+    path.write_text(re.sub("<data>.*</data>", "<data>\n</data>", text, flags=re.DOTALL))
+    assert path.read_text() != text
+    d2 = create(3)
+    with pytest.raises(d2feat.InputError, match=r"scales|parameters"):
+        d2.read(path)
     assert repr(d2) == repr(create(3))
 
 

@@ -1,5 +1,6 @@
 """``d2feat reconstruct``, ``d2feat localize``, and what ``d2feat eval`` says of reconstructions."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,17 +156,17 @@ def eval_retrieval(folder: Reconstruction) -> None:
     """Share of the verified pairs of an exhaustive reconstruction in MODEL that retrieval finds."""
     from .. import hdf5
     from .database import verified_pairs
-    from .localize import GLOBAL
     from .pairs import exhaustive, retrieved
-    from .reconstruct import DATABASE, previews
+    from .reconstruct import DATABASE, describe_photos, previews
     from .retrieval import recall
     from .stages import FEATURES
 
-    with hdf5.open_hdf5(folder / GLOBAL) as file:
-        names: list[str] = []
-        file.visit(lambda path: names.append(path.rpartition("/")[0]) if "global_desc" in path else None)
-        names.sort()
-        vectors = np.stack([file[name]["global_descriptor"][()] for name in names])
+    with hdf5.open_hdf5(folder / FEATURES) as file:
+        names = hdf5.image_names(file)
+        extraction = float(file.attrs["seconds"])
+    start = time.perf_counter()
+    _, vectors = describe_photos(folder / FEATURES, names)
+    seconds = time.perf_counter() - start
     verified = verified_pairs(folder / DATABASE)
     everything = len(exhaustive(names))
     agreement = previews(folder / FEATURES, names)
@@ -179,6 +180,7 @@ def eval_retrieval(folder: Reconstruction) -> None:
         if found == 1:
             break
     console.print(f"{len(names)} photos, {everything} pairs, {len(verified)} verified")
+    console.print(f"global descriptors: {seconds:.1f} s, {seconds / extraction:.1%} of the extraction's time")
     console.print(table)
 
 

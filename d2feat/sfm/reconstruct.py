@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import hdf5
 from ..errors import InputError
+from ..features import Floats
 from ..pairs import Pair
 from .colmap import pycolmap
 from .database import build_database, verified_pairs
@@ -109,15 +110,7 @@ def reconstruct(
 
 def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
     """The pairs of photos to match, written to ``out/pairs.txt``; global descriptors to ``out/global.h5``."""
-    each = max(1, SAMPLES // len(names))
-    with hdf5.open_hdf5(out / FEATURES) as file:
-        # Twice, for all photos' descriptors may not fit into memory.
-        words = learn_words(
-            np.concatenate([hdf5.read_features(file, name).descriptors[:each] for name in names])
-        )
-        vectors = np.stack(
-            [global_descriptor(hdf5.read_features(file, name).descriptors, words) for name in names]
-        )
+    words, vectors = describe_photos(out / FEATURES, names)
     with hdf5.replacing(out / GLOBAL) as file:
         for name, vector in zip(names, vectors, strict=True):
             file[f"{name}/global_descriptor"] = vector
@@ -132,6 +125,18 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
         pairs = listed(names, Path(pairing))
     (out / PAIRS).write_text("".join(f"{one} {two}\n" for one, two in pairs), encoding="utf-8")
     return pairs
+
+
+def describe_photos(features: Path, names: Sequence[str]) -> tuple[Floats, Floats]:
+    """Visual words learned on the photos, and a global descriptor of each, one a row."""
+    each = max(1, SAMPLES // len(names))
+    with hdf5.open_hdf5(features) as file:
+        # Twice, for all photos' descriptors may not fit into memory.
+        words = learn_words(
+            np.concatenate([hdf5.read_features(file, name).descriptors[:each] for name in names])
+        )
+        vectors = [global_descriptor(hdf5.read_features(file, name).descriptors, words) for name in names]
+    return words, np.stack(vectors)
 
 
 def previews(features: Path, names: Sequence[str]) -> Callable[[int, int], int]:
