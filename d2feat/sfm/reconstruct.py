@@ -23,7 +23,7 @@ from .methods import Method
 from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
-from .retrieval import PREVIEWED, SAMPLES, global_descriptor, learn_words, preview
+from .retrieval import PREVIEWED, SAMPLED, SAMPLES, global_descriptor, learn_words, preview
 from .stages import FEATURES, MATCHES, claim, extract_photos, match_photos
 
 DATABASE: Final = "database.db"
@@ -129,11 +129,11 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
 
 def describe_photos(features: Path, names: Sequence[str]) -> tuple[Floats, Floats]:
     """Visual words learned on the photos, and a global descriptor of each, one a row."""
-    each = max(1, SAMPLES // len(names))
+    sampled = names[:: -(-len(names) // SAMPLED)]
     with hdf5.open_hdf5(features) as file:
-        # Twice, for all photos' descriptors may not fit into memory.
+        # Some are read twice, for all photos' descriptors may not fit into memory.
         words = learn_words(
-            np.concatenate([hdf5.read_features(file, name).descriptors[:each] for name in names])
+            np.concatenate([hdf5.read_features(file, name).descriptors[:SAMPLES] for name in sampled])
         )
         vectors = [global_descriptor(hdf5.read_features(file, name).descriptors, words) for name in names]
     return words, np.stack(vectors)

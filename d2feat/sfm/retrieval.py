@@ -17,8 +17,10 @@ from ..features import Floats
 from ..matching import match
 
 WORDS: Final = 32
-SAMPLES: Final = 20_000
-"""Local descriptors that the words are best learned on, as many of each photo, its best."""
+SAMPLED: Final = 25
+"""Photos, spread over all, that the words are learned on."""
+SAMPLES: Final = 400
+"""Local descriptors of each of these, its best."""
 PREVIEWED: Final = 400
 """Descriptors of a photo, its best, that a preview matches: a few milliseconds a pair."""
 
