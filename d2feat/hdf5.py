@@ -4,7 +4,7 @@ A group for each image, named as the image is (a slash makes a group in a group)
 
 - ``keypoints``: N x 2 float32, (x, y) in pixels, pixel centres at integers, as hloc has them; it adds the
   half pixel of COLMAP's coordinates when it fills a database. Attribute ``uncertainty``, in pixels.
-- ``scores``, ``scales``: N float32.
+- ``scores``, ``scales``, and ``angles`` where they were estimated: N float32. The last two are our own.
 - ``descriptors``: C x N float16 (one column a keypoint), as hloc's own writer rounds them: half the disk
   space, an error of 2e-5 an element. Keypoints are not rounded so: beyond 1024 px half precision is 1 px.
 - ``image_size``: (width, height).
@@ -38,6 +38,8 @@ def write_features(file: Any, name: str, features: Features) -> None:
     keypoints.attrs["uncertainty"] = float(features.scales.mean()) if len(features) else 1.0
     group["scores"] = features.scores
     group["scales"] = features.scales
+    if features.angles is not None:
+        group["angles"] = features.angles
     group["descriptors"] = features.descriptors.T.astype(np.float16)
     group["image_size"] = np.array(features.image_size)
 
@@ -64,6 +66,7 @@ def read_features(file: Any, name: str) -> Features:
         group["scales"][()].astype(np.float32) if "scales" in group else ones,
         np.ascontiguousarray(descriptors.T, np.float32),
         (int(width), int(height)),
+        group["angles"][()].astype(np.float32) if "angles" in group else None,
     )
 
 

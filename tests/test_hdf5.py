@@ -1,5 +1,6 @@
 """Features and matches in hloc's HDF5 layout; `hloc_*` read as hloc's own code does."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,15 @@ def test_features_come_back(tmp_path: Path, count: int) -> None:
     assert read.descriptors.dtype == np.float32
     assert read.descriptors.flags.c_contiguous
     assert read.image_size == written.image_size
+
+
+def test_angles_come_back(tmp_path: Path) -> None:
+    written = dataclasses.replace(some_features(7), angles=np.linspace(0, 350, 7, dtype=np.float32))
+    with hdf5.open_hdf5(tmp_path / "f.h5", "w") as file:
+        hdf5.write_features(file, "turned.jpg", written)
+        hdf5.write_features(file, "upright.jpg", some_features(7))
+        np.testing.assert_array_equal(hdf5.read_features(file, "turned.jpg").angles, written.angles)
+        assert hdf5.read_features(file, "upright.jpg").angles is None
 
 
 def test_features_are_in_hlocs_layout(tmp_path: Path) -> None:
