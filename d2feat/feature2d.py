@@ -293,7 +293,8 @@ class D2Feature:
         """
         pixels = as_image(image)
         try:
-            values = np.array(points, np.float32).reshape(-1, 3)
+            with np.errstate(over="ignore"):  # infinite then, which is refused below
+                values = np.array(points, np.float32).reshape(-1, 3)
         except (TypeError, ValueError) as error:
             raise InputError(f"points must be M x 3 numbers ({error})") from None
         if not np.isfinite(values).all() or not (values[:, 2] > 0).all():

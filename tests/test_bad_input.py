@@ -165,6 +165,7 @@ ARGUMENTS: dict[str, tuple[Call, str]] = {
     "points of two columns": (lambda d: d.describe(GREY, [[1, 2]]), "points must be M x 3"),
     "points of letters": (lambda d: d.describe(GREY, "abc"), "points must be M x 3"),
     "NaN point": (lambda d: d.describe(GREY, [[np.nan, 2, 1]]), "points must be finite"),
+    "huge point": (lambda d: d.describe(GREY, [[1e300, 2, 1]]), "points must be finite"),
     "point of scale 0": (lambda d: d.describe(GREY, [[1, 2, 0]]), "scales positive"),
     "nfeatures fraction": (lambda d: d.setNFeatures(1.5), r"nfeatures.*whole number, not 1\.5"),
     "nfeatures float": (lambda d: d.setNFeatures(100.0), r"nfeatures.*whole number, not 100\.0"),
