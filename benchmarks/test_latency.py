@@ -12,6 +12,7 @@ import d2feat
 from benchmarks.floors import floor_seconds
 from benchmarks.race import race
 from d2feat.model import find_model
+from export.photographs import SHIPPED, shipped_photographs
 
 SINGLE = (1.0,)
 PAPER = (0.5, 1.0, 2.0)
@@ -58,6 +59,21 @@ def test_latency(
         entrants,
         rounds=rounds,
         floors={name: floor_seconds(find_model(name), *size, scales) for name in models},
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_lite_beside_sift(benchmark: BenchmarkFixture, opencv: dict[str, Any], name: str) -> None:
+    """The smallest model and SIFT alone by turns: SIFT's time depends on the photograph."""
+    image = cv2.resize(shipped_photographs((name,))[name], MEDIUM, interpolation=cv2.INTER_AREA)
+    lite = d2feat.create(2048, model="d2net-lite-int8", provider="cpu", scales=SINGLE)
+    race(
+        benchmark,
+        {
+            "d2net-lite-int8": lambda: lite.detectAndCompute(image),
+            "SIFT": lambda: opencv["SIFT"].detectAndCompute(image, None),
+        },
+        rounds=15,
     )
 
 
