@@ -17,7 +17,7 @@ from ..features import Floats
 from ..matching import match
 
 WORDS: Final = 32
-SAMPLED: Final = 25
+SAMPLED: Final = 12
 """Photos, spread over all, that the words are learned on."""
 SAMPLES: Final = 400
 """Local descriptors of each of these, its best."""
@@ -37,10 +37,8 @@ def learn_words(samples: Floats) -> Floats:
 def global_descriptor(descriptors: Floats, words: Floats) -> Floats:
     """K * C float32 of unit length (all 0 of a photo without features): VLAD of N x C over K x C words."""
     nearest = (descriptors @ words.T - 0.5 * (words * words).sum(1)).argmax(1)
-    sums = np.zeros_like(words)
-    for word in range(len(words)):
-        own = descriptors[nearest == word]
-        sums[word] = own.sum(0) - len(own) * words[word]
+    own = (nearest[:, None] == np.arange(len(words))).astype(np.float32)
+    sums = own.T @ descriptors - own.sum(0)[:, None] * words
     sums /= np.linalg.norm(sums, axis=1, keepdims=True).clip(min=1e-9)
     flat = sums.reshape(-1)
     return np.asarray(flat / max(float(np.linalg.norm(flat)), 1e-9), np.float32)
