@@ -232,6 +232,12 @@ def test_what_cannot_be_reconstructed_is_a_clear_error(tmp_path: Path, folder: P
     write_views(flat, {"a.png": render(30), "b.png": render(30.2)})
     with pytest.raises(D2FeatError, match="no two photos to begin with"):
         reconstruct(flat, tmp_path / "out", method())
+    even = tmp_path / "even"
+    even.mkdir()
+    for number in range(2):
+        cv2.imwrite(str(even / f"{number}.png"), np.full((120, 160, 3), 90 + number, np.uint8))
+    with pytest.raises(InputError, match="none of the 2 photographs shows anything"):
+        reconstruct(even, tmp_path / "none", method())
 
 
 # ---- localisation

@@ -163,7 +163,7 @@ def eval_retrieval(folder: Reconstruction) -> None:
 
     with hdf5.open_hdf5(folder / FEATURES) as file:
         names = hdf5.image_names(file)
-        extraction = float(file.attrs["seconds"])
+        extraction = float(file.attrs.get("seconds", np.nan))  # unknown of features that were brought
     start = time.perf_counter()
     _, vectors = describe_photos(folder / FEATURES, names)
     seconds = time.perf_counter() - start

@@ -128,9 +128,16 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
 
 
 def describe_photos(features: Path, names: Sequence[str]) -> tuple[Floats, Floats]:
-    """Visual words learned on the photos, and a global descriptor of each, one a row."""
-    sampled = names[:: -(-len(names) // SAMPLED)]
+    """Visual words learned on the photos, and a global descriptor of each, one a row.
+
+    Raises:
+        InputError: no photo has a feature.
+    """
     with hdf5.open_hdf5(features) as file:
+        shown = [name for name in names if len(file[name]["keypoints"])]
+        if not shown:
+            raise InputError(f"none of the {len(names)} photographs shows anything: no features were found")
+        sampled = shown[:: -(-len(shown) // SAMPLED)]
         # Some are read twice, for all photos' descriptors may not fit into memory.
         words = learn_words(
             np.concatenate([hdf5.read_features(file, name).descriptors[:SAMPLES] for name in sampled])
