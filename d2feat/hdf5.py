@@ -70,6 +70,11 @@ def read_features(file: Any, name: str) -> Features:
     )
 
 
+def count_features(file: Any, name: str) -> int:
+    """How many features the image `name` has; errors as of `read_features`."""
+    return len(_dataset(_group(file, name), "keypoints"))
+
+
 def write_matches(
     file: Any,
     name0: str,

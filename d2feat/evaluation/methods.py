@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..affine import AffineFeature
 from ..feature2d import D2Feature, create
 from ..images import Image
 from ..matching import match
@@ -68,7 +69,7 @@ def open_methods(
     return methods, skipped
 
 
-def d2feat_method(detector: D2Feature, name: str) -> Method:
+def d2feat_method(detector: D2Feature | AffineFeature, name: str) -> Method:
     """A detector of `d2feat.create` as a method; its own nfeatures is the budget."""
 
     def extract(image: Image) -> Extraction:

@@ -47,7 +47,7 @@ def leave_one_out(
     whole = pycolmap.Reconstruction(folder / MODEL)
     if whole.num_reg_images() < 4:
         raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
-    extent = camera_extent(whole, [whole.images[number].name for number in whole.reg_image_ids()])
+    extent = camera_extent(whole, registered(whole))
     errors = []
     for number in sorted(whole.reg_image_ids()):
         truth = whole.images[number]
@@ -90,7 +90,7 @@ def aligned(source: Any, target: Any) -> Any:
     Of each camera the centre counts and, for cameras on a line say nothing of a turn about it, a point on
     each of its axes, as far away as the model's extent.
     """
-    names = [image.name for image in source.images.values() if image.has_pose]
+    names = registered(source)
     found = pycolmap.estimate_sim3d(_corners(source, names), _corners(target, names))
     if found is None:
         raise D2FeatError("the model cannot be aligned with the whole: its cameras are at one place")
@@ -110,6 +110,11 @@ def pose_error(pose: Any, truth: Any, extent: float) -> tuple[float, float]:
     angle = np.rad2deg((pose.rotation * truth.rotation.inverse()).angle())
     distance = np.linalg.norm(pose.inverse().translation - truth.inverse().translation)
     return float(angle), float(distance / extent)
+
+
+def registered(model: Any) -> list[str]:
+    """Names of the photos of a model that have a camera."""
+    return [image.name for image in model.images.values() if image.has_pose]
 
 
 def camera_extent(model: Any, names: Iterable[str]) -> float:

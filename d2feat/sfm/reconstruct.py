@@ -134,7 +134,7 @@ def describe_photos(features: Path, names: Sequence[str]) -> tuple[Floats, Float
         InputError: no photo has a feature.
     """
     with hdf5.open_hdf5(features) as file:
-        shown = [name for name in names if len(file[name]["keypoints"])]
+        shown = [name for name in names if hdf5.count_features(file, name)]
         if not shown:
             raise InputError(f"none of the {len(names)} photographs shows anything: no features were found")
         sampled = shown[:: -(-len(shown) // SAMPLED)]

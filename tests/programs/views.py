@@ -8,13 +8,10 @@ detector as it is, with `rotations=4`, both with 2048 features, and with as many
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-
 import d2feat
-from d2feat.evaluation.methods import Extraction, Method
+from d2feat.evaluation.methods import Extraction, Method, d2feat_method
 from d2feat.evaluation.sequences import evaluate, read_sequences
 from d2feat.images import Image
 
@@ -24,29 +21,28 @@ VIEWS = 2
 """The largest tilt of `AffineFeature`, as a power of the root of 2: ten views."""
 
 
-def timed(name: str, extract: Callable[[Image], d2feat.Features], seconds: list[float]) -> Method:
-    """A method that notes how long it took."""
+def timed(method: Method, seconds: list[float]) -> Method:
+    """The method, noting how long it took."""
 
-    def run(image: Image) -> Extraction:
+    def extract(image: Image) -> Extraction:
         start = time.perf_counter()
-        found = extract(image)
+        found = method.extract(image)
         seconds.append(time.perf_counter() - start)
-        return Extraction(found.keypoints, found.descriptors, cv2.NORM_L2)
+        return found
 
-    return Method(name, run)
+    return Method(method.name, extract)
 
 
 def main(folder: str, *names: str) -> None:
     """Print the table as Markdown."""
     detector = d2feat.create(NFEATURES)
-    turned = d2feat.create(NFEATURES, rotations=4)
     entrants = {
-        "as it is": detector.extract,
-        "`rotations=4`": turned.extract,
-        f"`AffineFeature(detector, maxTilt={VIEWS})`": d2feat.AffineFeature(detector, VIEWS).extract,
+        "as it is": detector,
+        "`rotations=4`": d2feat.create(NFEATURES, rotations=4),
+        f"`AffineFeature(detector, maxTilt={VIEWS})`": d2feat.AffineFeature(detector, VIEWS),
     }
     seconds: dict[str, list[float]] = {name: [] for name in entrants}
-    methods = [timed(name, extract, seconds[name]) for name, extract in entrants.items()]
+    methods = [timed(d2feat_method(entrant, name), seconds[name]) for name, entrant in entrants.items()]
     sequences = read_sequences(Path(folder), names or SEQUENCES)
     found = evaluate(
         sequences, methods, NFEATURES, advance=lambda done: print(done, file=sys.stderr, flush=True)
