@@ -76,8 +76,8 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
       level_image = Pad (resized, pads)
       MAPS = d2feat.network (level_image)
       SUM
-      only_dense = Gather (dense, nothing)
-      cells = Transpose <perm = [1, 2, 0]> (only_dense)
+      channels_last = Transpose <perm = [0, 2, 3, 1]> (dense)
+      cells = Gather (channels_last, nothing)
       FOUND = d2feat.detect_and_describe (cells)
       keypoints_out = Concat <axis = 0> (keypoints_in, level_keypoints)
       scores_out = Concat <axis = 0> (scores_in, level_scores)

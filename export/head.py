@@ -152,7 +152,7 @@ def cells_to_pixel_map(cell_map: Tensor, height: int, width: int, origin: float)
 def detect_fine(
     rows: Tensor, h: int, w: int, repeatability: Tensor, level: Tensor, origin: float
 ) -> Detections:
-    """Maxima of repeatability x D2 score at full resolution, with a quadratic step between the pixels.
+    """Maxima of `fine_scores`, with a quadratic step between the pixels, ranked by `reliable`.
 
     Args:
         rows: (h w) x C dense map.
@@ -167,11 +167,12 @@ def detect_fine(
     pixels, values, real = refine_fine(score, level, x, y)
     kept = torch.nonzero(real).squeeze(1)
     pixels = pixels[kept]
-    return Detections((pixels - origin) / STRIDE, pixels, values[kept])
+    cells = (pixels - origin) / STRIDE
+    return Detections(cells, pixels, reliable(values[kept], rows, h, w, cells))
 
 
 def fine_scores(rows: Tensor, h: int, w: int, repeatability: Tensor, origin: float) -> Tensor:
-    """H x W scores whose maxima are fine detections; arguments as for `detect_fine`."""
+    """H x W repeatability x D2 score, whose maxima are fine detections; arguments as for `detect_fine`."""
     height, width = repeatability.shape
     alpha = cells_to_pixel_map(d2_scores(winner_patches(rows, h, w)), height, width, origin)
     return repeatability * alpha.clamp(min=FINE_FLOOR)
@@ -210,8 +211,23 @@ def varies(level: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return ((samples.amax(1) - samples.amin(1)) >= FLAT).any(0)
 
 
+def reliable(scores: Tensor, rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
+    """N scores of detections at N x 2 positions in cells, times the length of the descriptors there.
+
+    Where the network answers weakly a descriptor is found again less often (docs/training.md). For ranking
+    alone: as part of `fine_scores` the length, which knows cells and not pixels, would move the keypoints.
+    Lengths are interpolated between cells, as descriptors are.
+    """
+    return scores * interpolate(rows.norm(dim=1, keepdim=True), h, w, cells).squeeze(1)
+
+
 def describe(rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
-    """N x C unit descriptors: the map interpolated bilinearly at N x 2 positions in cells, clamped to it."""
+    """N x C unit descriptors at N x 2 positions in cells."""
+    return F.normalize(interpolate(rows, h, w, cells), dim=1)
+
+
+def interpolate(rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
+    """N x C: the map interpolated bilinearly at N x 2 positions in cells, clamped to it."""
     x = cells[:, 0].clamp(0, w - 1)
     y = cells[:, 1].clamp(0, h - 1)
     # Clamped before they are whole: OpenCV's engine clips no whole numbers.
@@ -220,4 +236,4 @@ def describe(rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
     fx, fy = (x - left).unsqueeze(1), (y - top).unsqueeze(1)
     upper = rows[top * w + left] * (1 - fx) + rows[top * w + right] * fx
     lower = rows[bottom * w + left] * (1 - fx) + rows[bottom * w + right] * fx
-    return F.normalize(upper * (1 - fy) + lower * fy, dim=1)
+    return upper * (1 - fy) + lower * fy

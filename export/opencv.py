@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checkpoint import Checkpoint
 from .geometry import STRIDE, cell_origin
 from .graph import export_static
-from .head import FINE_BORDER, describe, fine_maxima, fine_scores, refine_fine
+from .head import FINE_BORDER, describe, fine_maxima, fine_scores, refine_fine, reliable
 from .trunk import MEAN_BGR, D2Net
 
 Contract = Literal["disk", "aliked"]
@@ -67,7 +67,8 @@ class NativeFeature(nn.Module):
         x = candidates - y * inner_width + FINE_BORDER
         y = y + FINE_BORDER
         pixels, _, real = refine_fine(score, level[0], x, y)
-        scores, best = torch.topk(values * real.float(), self.nfeatures, dim=1)  # 0 where there is no maximum
+        ranked = reliable(values[0] * real.float(), rows, h, w, (pixels - self.origin) / STRIDE)
+        scores, best = torch.topk(ranked[None], self.nfeatures, dim=1)  # 0 where there is no maximum
 
         count = (scores > 0).float().sum(dim=1)
         row = torch.minimum(torch.arange(self.nfeatures).float(), (count - 1).clamp(min=0)).long()

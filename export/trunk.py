@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .geometry import STRIDE
+
 MEAN_BGR: Final = (103.939, 116.779, 123.68)
 """Subtracted from 8-bit BGR images; there is no further scaling ("caffe" preprocessing)."""
 
@@ -77,9 +79,13 @@ class FineHead(nn.Module):
 
     def forward(self, full: Tensor, half: Tensor) -> Tensor:
         """Repeatability r, B x 1 x H x W, from the trunk's `full` and `half` maps; H and W are even."""
-        up = F.interpolate(self.b(half), scale_factor=2.0, mode="bilinear", align_corners=False)
-        softplus = F.softplus(self.c(F.relu(self.a(full) + up)))
+        softplus = F.softplus(self.c(self.hidden(full, half)))
         return softplus / (1 + softplus)
+
+    def hidden(self, full: Tensor, half: Tensor) -> Tensor:
+        """B x width x H x W: what `c` reads."""
+        up = F.interpolate(self.b(half), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.relu(self.a(full) + up)
 
 
 class D2Net(nn.Module):
@@ -104,9 +110,9 @@ class D2Net(nn.Module):
         """Dense map F and repeatability r (None without a fine head) of B x 3 x H x W images."""
         height, width = images.shape[2:]
         if self.fine is not None:
-            # An odd last row or column has no half-resolution neighbour of its own: it is doubled.
-            even = (0, (width + 1) // 2 * 2 - width, 0, (height + 1) // 2 * 2 - height)
-            images = F.pad(images, even, mode="replicate")
+            # Whole cells: the last row and column are repeated until there are.
+            whole = (0, -width % STRIDE, 0, -height % STRIDE)
+            images = F.pad(images, whole, mode="replicate")
         maps = self.dense_feature_extraction(images)
         dense = F.relu(maps.dense) if self.descriptor_relu else maps.dense
         return dense, None if self.fine is None else self.fine(maps.full, maps.half)[:, :, :height, :width]

@@ -164,7 +164,10 @@ def fine_level(dense: Tensor, fine: Tensor, level: Tensor, origin: float) -> tup
         rows.append(y + float(step_i[y, x]) * moved if moved else float(y))
         columns.append(x + float(step_j[y, x]) * moved if moved else float(x))
         scores.append(float(s[y, x]))
-    return torch.tensor(rows), torch.tensor(columns), torch.tensor(scores)
+    i, j, scores = torch.tensor(rows), torch.tensor(columns), torch.tensor(scores)
+    length = dense[0].square().sum(dim=0, keepdim=True).sqrt()
+    there = ((i - origin) / 4).clamp(0, h - 1), ((j - origin) / 4).clamp(0, w - 1)
+    return i, j, scores * interpolate_at(length, *there)[:, 0]
 
 
 def shrink(image: Tensor, length: int) -> Tensor:
@@ -209,9 +212,11 @@ def extract(
         else:
             level = F.interpolate(full, size=(level_height, level_width), mode="bilinear", align_corners=True)
         seen = level
-        if head == "fine":  # its half-resolution map has to cover an odd last row or column
-            seen = torch.cat([seen, seen[:, :, -1:]], dim=2) if level_height % 2 else seen
-            seen = torch.cat([seen, seen[:, :, :, -1:]], dim=3) if level_width % 2 else seen
+        if head == "fine":  # the last row and column are repeated up to whole cells of four pixels
+            while seen.shape[2] % 4:
+                seen = torch.cat([seen, seen[:, :, -1:]], dim=2)
+            while seen.shape[3] % 4:
+                seen = torch.cat([seen, seen[:, :, :, -1:]], dim=3)
         dense, conv1_2, conv2_2 = trunk(seen, tensors)
         if descriptor_relu:
             dense = F.relu(dense)

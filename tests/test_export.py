@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,8 +15,10 @@ import d2feat
 from d2feat.model import bundled_folder
 from export.__main__ import app, export_checkpoint
 from export.checkpoint import CheckpointError, read_checkpoint
+from export.graph import export_network
 from export.head import d2_scores, winner_patches
 from export.photographs import shipped_photographs
+from export.quantize import _group_pixels
 from export.trunk import D2Net
 from export.verify import PYRAMIDS, compare, verify_model
 
@@ -182,6 +185,49 @@ def test_upstream_coordinates_agree_with_the_formulas_too(official: Path, tmp_pa
     path = export_checkpoint(official, tmp_path / "upstream.onnx", "upstream")
     rows = list(verify_model(path, shipped_photographs(("rocket",)), sizes=((120, 163),)))
     assert all(row.passed for row in rows), rows
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 50), (40, 43)])
+def test_the_grouped_first_layer_is_the_same_convolution(size: tuple[int, int]) -> None:
+    """With weights that eight bits hold exactly, at every width, up to the border."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    net = D2Net((8, 8, 8, 8), fine=4, descriptor_relu=False).eval().requires_grad_(False)
+    first = net.dense_feature_extraction.model[0]
+    first.weight.copy_(torch.randint(-126, 127, first.weight.shape) / 1024)
+    first.weight[:, 0, 0, 0] = 127 / 1024
+    network = export_network(net)
+    pixels = 100 * torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    plain, grouped = (
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"level_image": pixels.numpy()}
+        )
+        for model in (network, _group_pixels(network))
+    )
+    for one, other in zip(plain, grouped, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("fine", [0, 4], ids=["paper", "fine"])
+def test_eight_bits_take_any_width(fine: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = D2Net((8, 8, 8, 16), fine=fine, descriptor_relu=not fine)
+    torch.save({"model": net.state_dict()}, tmp_path / "narrow.pth")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, image in shipped_photographs().items():
+        cv2.imwrite(str(photos / f"{name}.png"), image[:200, :301])
+    exact = export_checkpoint(tmp_path / "narrow.pth", tmp_path / "narrow.onnx")
+    eight = export_checkpoint(tmp_path / "narrow.pth", tmp_path / "narrow-int8.onnx", int8=photos)
+    image = cv2.imread(str(photos / f"{name}.png"))
+    points = cv2.KeyPoint.convert([(x, y) for x in range(20, 280, 40) for y in range(20, 180, 40)], size=32)
+    for width in (300, 299, 298, 297):
+        found = [
+            d2feat.create(model=model, scales=(1,)).compute(image[:, :width], points)[1]
+            for model in (exact, eight)
+        ]
+        assert (found[0] * found[1]).sum(1).mean() > 0.9
 
 
 def test_comparison_notices_displaced_keypoints_and_descriptors() -> None:

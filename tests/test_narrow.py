@@ -10,7 +10,7 @@ from export.checkpoint import read_checkpoint
 from export.trunk import D2Net
 from training.average import average
 from training.config import Config
-from training.narrow import channels, narrow, widen_fine_head
+from training.narrow import channels, narrow, revive_fine_head, widen_fine_head
 from training.photos import stack
 from training.trainer import Trainer, TrainingError
 
@@ -90,6 +90,29 @@ def test_a_wider_fine_head_does_the_same_and_can_learn_more() -> None:
         widen_fine_head(D2Net(WIDE), 4)
 
 
+def test_dead_channels_of_the_fine_head_begin_anew_and_the_others_stay() -> None:
+    net = wide_net()
+    net.fine.a.bias[[1, 4]] = -1e6
+    revived = revive_fine_head(net, images())
+    for new, old in zip(revived(images()), net(images()), strict=True):
+        torch.testing.assert_close(new, old)
+    maps = revived.dense_feature_extraction(images())
+    assert revived.fine.hidden(maps.full, maps.half).amax((0, 2, 3)).min() > 0
+    for kept in (0, 2, 3, 5):
+        assert torch.equal(revived.fine.a.weight[kept], net.fine.a.weight[kept])
+    revived.requires_grad_(True)(images())[1].sum().backward()
+    assert revived.fine.c.weight.grad.abs().amax((0, 2, 3)).min() > 0
+
+
+def test_dead_channels_are_not_what_a_narrow_fine_head_keeps() -> None:
+    """However much the next layer would make of them."""
+    net = wide_net()
+    net.fine.a.bias[[1, 4]] = -1e6
+    net.fine.c.weight[:, [1, 4]] = 100
+    small = narrow(net, WIDE, 4, images())
+    torch.testing.assert_close(small(images())[1], net(images())[1], rtol=1e-3, atol=1e-5)
+
+
 def test_a_light_model_is_trained_from_a_wide_checkpoint(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     photos = stack([rng.integers(0, 256, (96, 96, 3), np.uint8) for _ in range(10)], (96, 96))
@@ -101,7 +124,14 @@ def test_a_light_model_is_trained_from_a_wide_checkpoint(tmp_path: Path) -> None
     trained = Trainer(photos, config, tmp_path / "run", init=checkpoint).run()
     assert channels(read_checkpoint(trained).net) == (4, 4, 8, 8, 2)
     widened = config.override(widths=[], fine=9)
-    assert channels(Trainer(photos, widened, tmp_path / "widened", init=checkpoint).net) == (*WIDE, 9)
+    run = Trainer(photos, widened, tmp_path / "widened", init=checkpoint)
+    assert channels(run.net) == (*WIDE, 9)
+    torch.testing.assert_close(
+        read_checkpoint(tmp_path / "widened" / "start.pth").net.fine.c.weight,
+        run.net.fine.c.weight.detach(),
+        rtol=1e-3,
+        atol=1e-4,
+    )
     wider = config.override(widths=[64, 128, 256, 512])
     with pytest.raises(TrainingError, match="not all within"):
         Trainer(photos, wider, tmp_path / "other", init=checkpoint)
@@ -118,10 +148,6 @@ def test_average_lies_between_the_two_networks(tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path / "mean.pth").net
     assert set(found.dense_feature_extraction.model[0].weight.unique().tolist()) == {1.5}
     assert torch.equal(found.fine.c.bias, wide_net().fine.c.bias.half().float())
-    wide = tmp_path / "wide.pth"
-    torch.save({"model": widen_fine_head(wide_net(), 9).state_dict(), "d2feat": {"head": "fine"}}, wide)
-    average(paths[0], wide, tmp_path / "mean.pth")
-    assert channels(read_checkpoint(tmp_path / "mean.pth").net) == (*WIDE, 9)
     with pytest.raises(ValueError, match="share"):
         average(*paths, tmp_path / "mean.pth", 1.5)
     torch.save({"model": D2Net((8, 12, 16, 16), fine=FINE).state_dict()}, tmp_path / "other.pth")

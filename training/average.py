@@ -14,14 +14,13 @@ from rich.console import Console
 
 from export.checkpoint import CheckpointError, read_checkpoint
 
-from .narrow import channels, widen_fine_head
-
 
 def average(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
     """Write the checkpoint (1 - share) * before + share * after, with what `after` says of itself.
 
     Args:
-        before: checkpoint or exported model that `after` was trained from.
+        before: what `after` was trained from: the run's start.pth, since training may have changed channels
+            of what it was given.
         after: checkpoint of a run of `training`.
         share: of `after`, 0 to 1.
 
@@ -32,8 +31,6 @@ def average(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"the share must be 0 to 1, not {share}")
     start, end = (read_checkpoint(path).net for path in (before, after))
-    if start.fine is not None and channels(start)[-1] < channels(end)[-1]:
-        start = widen_fine_head(start, channels(end)[-1])  # as training did with it
     first, second = start.state_dict(), end.state_dict()
     if {name: value.shape for name, value in first.items()} != {n: v.shape for n, v in second.items()}:
         raise ValueError(f"{before} and {after} are networks of different widths")
@@ -44,7 +41,7 @@ def average(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
 
 
 def main(
-    before: Annotated[Path, typer.Argument(help="Checkpoint or model that AFTER was trained from.")],
+    before: Annotated[Path, typer.Argument(help="What AFTER was trained from, OUT/start.pth.")],
     after: Annotated[Path, typer.Argument(help="Checkpoint of a run, OUT/d2net.pth.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     share: Annotated[float, typer.Option(help="Of AFTER, 0 to 1.")] = 0.5,

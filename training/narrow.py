@@ -1,5 +1,6 @@
-"""Networks of other widths out of trained ones: starts from which they learn faster than from noise."""
+"""Networks of other widths out of trained ones, and dead channels begun anew: starts for training."""
 
+import copy
 from collections.abc import Sequence
 from typing import Final, cast
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from export.checkpoint import TRUNK_LAYERS
-from export.trunk import D2Net
+from export.trunk import D2Net, FineHead
 
 BLOCKS: Final = (0, 0, 1, 1, 2, 2, 2, 3, 3, 3)
 """The block, and so the entry of `widths`, of every convolution."""
@@ -53,7 +54,7 @@ def narrow(net: D2Net, widths: Sequence[int], fine: int, images: Tensor) -> D2Ne
             thin = convs[i](thin)
             kept.append(chosen)
             inputs = chosen
-        _narrow_fine_head(small, net, kept[1], kept[3])
+        _narrow_fine_head(small, net, kept[1], kept[3], images)
     return small.eval().requires_grad_(False)
 
 
@@ -76,16 +77,34 @@ def widen_fine_head(net: D2Net, fine: int, seed: int = 0) -> D2Net:
     wide = D2Net(widths, fine=fine, descriptor_relu=net.descriptor_relu)
     wide.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
     assert wide.fine is not None
-    random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for new, old in ((wide.fine.a, net.fine.a), (wide.fine.b, net.fine.b)):
-            assert new.bias is not None
-            new.weight.normal_(0, float(old.weight.std()), generator=random)
-            new.bias.zero_()
-            _put(new, old, (slice(have), slice(None)))
-        wide.fine.c.weight.zero_()
+        _put(wide.fine.a, net.fine.a, (slice(have), slice(None)))
+        _put(wide.fine.b, net.fine.b, (slice(have), slice(None)))
         _put(wide.fine.c, net.fine.c, (slice(1), slice(have)))
+        _start(wide.fine, torch.arange(have, fine), net.fine, seed)
     return wide.eval().requires_grad_(False)
+
+
+def revive_fine_head(net: D2Net, images: Tensor, seed: int = 0) -> D2Net:
+    """The same function, but for channels of the fine head that never answer: these begin anew.
+
+    A step too large can leave a channel negative everywhere, where a ReLU has no gradient; it stays so.
+
+    Args:
+        net: a network with a fine head.
+        images: B x 3 x H x W, as the network takes them, H and W even; what is 0 on all of them is dead.
+        seed: of the new weights.
+    """
+    assert net.fine is not None
+    revived = copy.deepcopy(net)
+    assert revived.fine is not None
+    with torch.no_grad():
+        maps = net.dense_feature_extraction(images)
+        answers = net.fine.hidden(maps.full, maps.half).amax((0, 2, 3))
+        alive = torch.nonzero(answers > 0).squeeze(1)
+        if len(alive):  # else there is nothing to take the new weights' size from
+            _start(revived.fine, torch.nonzero(answers == 0).squeeze(1), net.fine, seed, alive)
+    return revived
 
 
 def channels(net: D2Net) -> tuple[int, ...]:
@@ -99,11 +118,13 @@ def _convolutions(net: D2Net) -> list[nn.Conv2d]:
     return [cast(nn.Conv2d, net.dense_feature_extraction.model[place]) for place in TRUNK_LAYERS]
 
 
-def _narrow_fine_head(small: D2Net, net: D2Net, full: Tensor, half: Tensor) -> None:
+def _narrow_fine_head(small: D2Net, net: D2Net, full: Tensor, half: Tensor, images: Tensor) -> None:
     assert net.fine is not None
     assert small.fine is not None
-    reach = net.fine.c.weight.square().sum((0, 2, 3)).sqrt()
-    chosen = reach.topk(small.fine.c.in_channels).indices.sort().values
+    maps = net.dense_feature_extraction(images)
+    deviation = net.fine.hidden(maps.full, maps.half).std((0, 2, 3))
+    importance = deviation * net.fine.c.weight.square().sum((0, 2, 3)).sqrt()
+    chosen = importance.topk(small.fine.c.in_channels).indices.sort().values
     _take(small.fine.a, net.fine.a, chosen, full)
     _take(small.fine.b, net.fine.b, chosen, half)
     _take(small.fine.c, net.fine.c, torch.arange(1), chosen)
@@ -114,6 +135,18 @@ def _take(new: nn.Conv2d, old: nn.Conv2d, outputs: Tensor, inputs: Tensor) -> No
     assert old.bias is not None
     new.weight.copy_(old.weight[outputs][:, inputs])
     new.bias.copy_(old.bias[outputs])
+
+
+def _start(new: FineHead, places: Tensor, old: FineHead, seed: int, like: Tensor | None = None) -> None:
+    """Random weights for hidden channels, as large as those of `old` (of its channels `like`), yet unread."""
+    random = torch.Generator().manual_seed(seed)
+    for conv, model in ((new.a, old.a), (new.b, old.b)):
+        assert conv.bias is not None
+        weight = model.weight if like is None else model.weight[like]
+        drawn = torch.randn((len(places), *weight.shape[1:]), generator=random)
+        conv.weight[places] = float(weight.std()) * drawn
+        conv.bias[places] = 0
+    new.c.weight[:, places] = 0
 
 
 def _put(new: nn.Conv2d, old: nn.Conv2d, place: tuple[slice, slice]) -> None:

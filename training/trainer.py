@@ -26,13 +26,14 @@ from export.trunk import FINE_WIDTH, MEAN_BGR, WIDTHS, D2Net
 from .config import Config, Weights, config_from_dict
 from .judge import Judgement, judge
 from .loss import centred, losses, total
-from .narrow import channels, narrow, widen_fine_head
+from .narrow import channels, narrow, revive_fine_head, widen_fine_head
 from .pairs import Pairs, make_pairs
 from .photos import Photos
 from .scenes import Scene
 from .views import scene_pairs
 
 STATE: Final = "state.pth"
+START: Final = "start.pth"
 LOG: Final = "log.csv"
 MOST_SKIPPED: Final = 20
 """Steps in a row that may have no finite gradient before training gives up."""
@@ -52,7 +53,8 @@ class Progress:
 
 
 class Trainer:
-    """One run, in folder `out`: state.pth to continue from, NAME.pth for `export`, log.csv.
+    """One run, in folder `out`: state.pth to continue from, NAME.pth for `export`, start.pth for
+    `training.average`, log.csv.
 
     Args:
         photos: what to train on; the last `config.holdout` are kept for judging.
@@ -99,6 +101,8 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         if (out / STATE).is_file():
             self._restore(out / STATE)
+        else:
+            _write(self.checkpoint(), out / START)
         self._log = _Log(out, self.step)
 
     @property
@@ -272,14 +276,13 @@ def _initial_network(init: Path | None, config: Config, photos: Photos) -> D2Net
         raise TrainingError(f"{init} has no fine head to train")
     *widths, fine = channels(net)
     wanted = config.widths or tuple(widths), config.fine or fine
-    if wanted == (tuple(widths), fine):
-        return net
-    if wanted[0] == tuple(widths) and wanted[1] > fine:
-        return widen_fine_head(net, wanted[1])
     size = (config.size, config.size)
     pairs = make_pairs(photos, 8, size, config.geometry, config.light, Generator().manual_seed(config.seed))
+    images = centred(pairs.first)
+    if wanted[0] == tuple(widths) and wanted[1] >= fine:
+        return revive_fine_head(widen_fine_head(net, wanted[1]), images)
     try:
-        return narrow(net, *wanted, centred(pairs.first))
+        return narrow(net, *wanted, images)
     except ValueError as error:
         raise TrainingError(f"{init}: {error}") from None
 
