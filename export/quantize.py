@@ -30,7 +30,7 @@ from .trunk import MEAN_BGR
 
 FIRST_LAYER: Final = "dense_feature_extraction.model.0.weight"
 
-BEYOND: Final = 0.01
+BEYOND: Final = 0.001
 """Percent of the values, at either end, that are cut."""
 
 GROUP: Final = 4
@@ -193,6 +193,7 @@ def _upsample_channels_last(network: ModelProto) -> ModelProto:
     stored = {tensor.name: tensor for tensor in graph.initializer}
     conv = next(node for node in graph.node if full in node.output)
     width = stored[conv.input[1]].dims[0]
+    graph.initializer.remove(stored[resize.input[2]])
     graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 2, 1], np.float32), "twice"))
     graph.initializer.append(numpy_helper.from_array(np.array([1, 0, -1, width], np.int64), "held"))
     return copied
