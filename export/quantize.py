@@ -10,14 +10,14 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -150,10 +150,7 @@ def _group_pixels(network: ModelProto) -> ModelProto:
         pixels = Reshape (positive_rows, to_pixels)
         {relu.output[0]} = Transpose <perm = [0, 3, 1, 2]> (pixels)
       }}""").node
-    place = list(graph.node).index(conv)
-    others = [node for node in graph.node if node not in (conv, relu)]
-    del graph.node[:]
-    graph.node.extend([*others[:place], *nodes, *others[place:]])
+    _replace(graph, [conv, relu], nodes)
     unused = [tensor for tensor in graph.initializer if tensor.name in conv.input]
     for tensor in unused:
         graph.initializer.remove(tensor)
@@ -186,10 +183,7 @@ def _upsample_channels_last(network: ModelProto) -> ModelProto:
         hidden = Reshape (positive_sum, held)
         {relu.output[0]} = Transpose <perm = [0, 3, 1, 2]> (hidden)
       }}""").node
-    place = list(graph.node).index(relu)
-    nodes = [*list(graph.node)[:place], *nodes, *list(graph.node)[place + 1 :]]
-    del graph.node[:]
-    graph.node.extend(node for node in nodes if node not in (resize, add))
+    _replace(graph, [resize, add, relu], nodes)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     conv = next(node for node in graph.node if full in node.output)
     width = stored[conv.input[1]].dims[0]
@@ -197,6 +191,15 @@ def _upsample_channels_last(network: ModelProto) -> ModelProto:
     graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 2, 1], np.float32), "twice"))
     graph.initializer.append(numpy_helper.from_array(np.array([1, 0, -1, width], np.int64), "held"))
     return copied
+
+
+def _replace(graph: GraphProto, old: Sequence[NodeProto], new: Iterable[NodeProto]) -> None:
+    """Put the nodes `new` where the last of the nodes `old` was."""
+    nodes = list(graph.node)
+    place = nodes.index(old[-1])
+    kept = [[node for node in part if node not in old] for part in (nodes[:place], nodes[place:])]
+    del graph.node[:]
+    graph.node.extend([*kept[0], *new, *kept[1]])
 
 
 class _Photographs(CalibrationDataReader):  # type: ignore[misc]
