@@ -7,8 +7,8 @@
 
 The folder reads in the direction the data flows: `images` (what callers pass), `model` and `session` (the
 ONNX graph and what runs it), `features` and `keypoints` (arrays and `cv2.KeyPoint` objects), `feature2d`
-(OpenCV's interface around it all), `rotations`, `tiles`, `affine` and `stream` (one image as several, and
-several images), `matching`.
+(OpenCV's interface around it all), `rotations`, `tiles`, `affine`, `stream` and `frames` (one image as
+several, and several images), `matching`.
 """
 
 try:
@@ -23,6 +23,7 @@ from .affine import AffineFeature
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
 from .feature2d import MULTISCALE, D2Feature, create
 from .features import Features
+from .frames import FrameExtractor, create_frames
 from .image_features import to_image_features
 from .legacy import install, installed, uninstall
 from .matching import match
@@ -37,12 +38,14 @@ __all__ = [
     "D2FeatError",
     "D2Feature",
     "Features",
+    "FrameExtractor",
     "InputError",
     "ModelError",
     "OutOfMemoryError",
     "ProviderError",
     "available_models",
     "create",
+    "create_frames",
     "create_native",
     "install",
     "installed",

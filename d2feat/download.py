@@ -1,14 +1,12 @@
 """Fetch the original authors' checkpoints and convert them; nothing else in d2feat touches the network."""
 
 import hashlib
-import importlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from .conversion import cache_errors, needed, needed_export
 from .errors import InputError, ModelError
 from .model import OFFICIAL, cache_folder
 
@@ -64,7 +62,7 @@ def download(name: str, coordinates: str = "opencv", base_url: str = BASE_URL) -
         raise InputError(f"no official model is named {name!r}; there are: {', '.join(OFFICIAL)}")
     if coordinates not in COORDINATES:
         raise InputError(f"coordinates must be one of {', '.join(COORDINATES)}, not {coordinates!r}")
-    pooch, _ = _needed("pooch"), _needed("onnxscript")
+    pooch, _ = needed("pooch"), needed("onnxscript")
     checkpoint_module, graph_module = (needed_export(part) for part in ("checkpoint", "graph"))
 
     folder = cache_folder()
@@ -107,36 +105,4 @@ def _fetch(pooch: Any, url: str, path: Path) -> None:
         raise ModelError(
             f"cannot fetch {url}. With a browser or on another machine, download that file, put it at "
             f"{path}, and run this command again. The reason: {error}"
-        ) from error
-
-
-def needed_export(module: str) -> Any:
-    """A module of the package that converts: inside of this one in a wheel, beside it in a checkout.
-
-    Raises:
-        ModelError: it needs a package that is not installed.
-    """
-    inside = Path(__file__).parent / "export"
-    return _needed(f"{__package__}.export.{module}" if inside.is_dir() else f"export.{module}")
-
-
-def _needed(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ModelError(
-            f"fetching and converting checkpoints needs a package that is not to be had ({error}); "
-            "pip install 'd2feat[export]'"
-        ) from error
-
-
-@contextmanager
-def cache_errors(folder: Path) -> Iterator[None]:
-    """Errors of reading and writing there, as `ModelError`."""
-    try:
-        yield
-    except OSError as error:
-        raise ModelError(
-            f"cannot write to the cache folder {folder}: {error}; "
-            "the environment variable D2FEAT_CACHE names another one"
         ) from error

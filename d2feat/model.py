@@ -11,6 +11,9 @@ from .errors import ModelError
 CONTRACT: Final = "1"
 """Version of the model contract that this package runs."""
 
+FRAMES: Final = "frames"
+"""The contract of models for frames of one size, which `d2feat.FrameExtractor` runs."""
+
 DEFAULT: Final = "auto"
 """`FAST` where the processor is good at it and no GPU is used, `EXACT` elsewhere."""
 
@@ -104,6 +107,8 @@ def read_info(properties: dict[str, str], path: Path) -> ModelInfo:
     Raises:
         ModelError: it is not a model of ours, or of a newer contract.
     """
+    if properties.get("contract") == FRAMES:
+        raise ModelError(f"{path} is a model for frames of one size: d2feat.FrameExtractor takes it")
     missing = [key for key in ("contract", *_REQUIRED) if key not in properties]
     if missing:
         raise ModelError(

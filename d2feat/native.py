@@ -4,16 +4,15 @@ OpenCV's C++ functions take such an object, as they take no object written in Py
 docs/native-opencv.md: images of one size, a fixed number of features, single precision, one scale.
 """
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Final
 
 import cv2
 
-from .download import cache_errors, needed_export
+from .conversion import converted, needed_export
 from .errors import InputError, ProviderError
-from .model import EXACT, cache_folder, find_model
+from .model import EXACT
 
 CONTRACTS: Final = ("aliked", "disk")
 
@@ -65,18 +64,12 @@ def native_model(
     if contract not in CONTRACTS:
         raise InputError(f"contract must be one of {', '.join(CONTRACTS)}, not {contract!r}")
     try:
-        width, height = size = int(size[0]), int(size[1])
-    except (TypeError, ValueError, IndexError):
+        width, height = size = tuple(map(int, size))  # type: ignore[assignment]
+    except (TypeError, ValueError):
         raise InputError(f"size must be (width, height), not {size!r}") from None
-    source = find_model(model)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
-    path = cache_folder() / f"native-{source.stem}-{digest}" / f"{contract}-{width}x{height}-{nfeatures}.onnx"
-    if not path.is_file():
-        checkpoints, graphs, native = (needed_export(part) for part in ("checkpoint", "graph", "opencv"))
-        try:
-            content = native.build_native(checkpoints.read_checkpoint(source), size, nfeatures, contract)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"cannot make a native model of {source.name}: {error}") from error
-        with cache_errors(path.parent):
-            graphs.save_model(content, path)
-    return path
+    return converted(
+        "native",
+        model,
+        f"{contract}-{width}x{height}-{nfeatures}",
+        lambda checkpoint: needed_export("opencv").build_native(checkpoint, size, nfeatures, contract),
+    )

@@ -3,12 +3,14 @@
 What needs no option: an image is uploaded as bytes and only the results come back, N x 515 numbers, for all
 between is one graph. Convolutions of the single-precision model run on tensor cores as TF32 (`use_tf32`, on
 by default: operands with the ten bits of half precision, sums in single precision); the head computes in
-single precision. CUDA graphs cannot hold the graph's loop over scales. Images are not padded to a few sizes:
-that would change what is found near the padding; `D2Feature.warmup` prepares the sizes that will come.
+single precision. CUDA graphs cannot hold the graph's loop over scales, but `frames` has models without it.
+Images are not padded to a few sizes: that would change what is found near the padding; `D2Feature.warmup`
+prepares the sizes that will come.
 """
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from .model import cache_folder
 
@@ -17,6 +19,18 @@ def with_options(name: str, options: dict[str, Any] | None = None) -> str | tupl
     """The entry for a provider in ONNX Runtime's list: our options, and over them the caller's."""
     merged = {**_defaults(name), **(options or {})}
     return (name, merged) if merged else name
+
+
+def with_capture(entries: Sequence[str | tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """The list of providers with a CUDA graph of each run, unless the caller says otherwise."""
+    named = [(entry, {}) if isinstance(entry, str) else entry for entry in entries]
+    return [(name, {**_CAPTURE.get(name, {}), **options}) for name, options in named]
+
+
+_CAPTURE: Final = {
+    "CUDAExecutionProvider": {"enable_cuda_graph": True},
+    "TensorrtExecutionProvider": {"trt_cuda_graph_enable": True},
+}
 
 
 def _defaults(name: str) -> dict[str, Any]:

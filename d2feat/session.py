@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,9 @@ from .images import Image
 from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
 from .onnx_file import read_model
 from .processor import has_fast_int8, usable_processors
-from .providers import with_options
+from .providers import with_capture, with_options
+
+Result = TypeVar("Result")
 
 Provider = str | Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -108,17 +110,12 @@ class Session:
             try:
                 return Outputs(*self._session.run(list(_OUTPUTS), feeds, options))
             except Exception as error:
-                message = str(error)
-                if (
-                    isinstance(error, MemoryError)
-                    or "alloc" in message.lower()
-                    or "out of memory" in message.lower()
-                ):
+                if is_out_of_memory(error):
                     self._give_memory_back()
                     raise self._too_large(image, pyramid) from error
-                raise D2FeatError(f"ONNX Runtime failed: {message}") from error
+                raise D2FeatError(f"ONNX Runtime failed: {error}") from error
 
-        outputs = _run_stoppable(call, apart=self.provider == _CPU)
+        outputs = run_stoppable(call, apart=self.provider == _CPU)
         self._check(outputs, len(feeds["points"]))
         return outputs
 
@@ -158,6 +155,12 @@ class Session:
         )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether ONNX Runtime failed for want of memory; it has no error of its own for that."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or "alloc" in message or "out of memory" in message
+
+
 def _feeds(
     image: Image,
     pyramid: npt.NDArray[np.float64],
@@ -173,7 +176,7 @@ def _feeds(
     }
 
 
-def _run_stoppable(call: Callable[[Any], Outputs], *, apart: bool) -> Outputs:
+def run_stoppable(call: Callable[[Any], Result], *, apart: bool) -> Result:
     """`call` with options for a run; it is stopped when the program exits or a signal's handler raises.
 
     Python handles signals such as Ctrl-C in the main thread, between two of its own instructions, and a run
@@ -183,7 +186,7 @@ def _run_stoppable(call: Callable[[Any], Outputs], *, apart: bool) -> Outputs:
     options = import_runtime().RunOptions()
     options.log_severity_level = 4  # what goes wrong is raised
 
-    def run() -> Outputs:
+    def run() -> Result:
         _running.add(options)
         try:
             if _exiting.is_set():
@@ -198,7 +201,7 @@ def _run_stoppable(call: Callable[[Any], Outputs], *, apart: bool) -> Outputs:
 
     if not apart or threading.current_thread() is not threading.main_thread():
         return run()
-    result: Future[Outputs] = Future()
+    result: Future[Result] = Future()
     worker = threading.Thread(target=_fulfil, args=(result, run), name="d2feat", daemon=False)
     try:
         try:
@@ -211,7 +214,7 @@ def _run_stoppable(call: Callable[[Any], Outputs], *, apart: bool) -> Outputs:
         raise
 
 
-def _fulfil(result: Future[Outputs], function: Callable[[], Outputs]) -> None:
+def _fulfil(result: Future[Result], function: Callable[[], Result]) -> None:
     try:
         result.set_result(function())
     except BaseException as error:
@@ -236,7 +239,9 @@ def _stop_runs() -> None:
 
 
 _cache: OrderedDict[Any, Session] = OrderedDict()
-_alive: weakref.WeakSet[Session] = weakref.WeakSet()
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The runtime's sessions."""
+
 _lock = threading.Lock()
 
 
@@ -254,6 +259,27 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
         ModelError: the model is missing, damaged or not one of d2feat's.
         ProviderError: the provider asked for cannot be had; the message says why and what to do.
     """
+    chosen, count = checked(provider, threads)
+    path = find_model(_default_model(chosen) if model == DEFAULT else model)
+    state = path.stat()
+    key = path, (state.st_mtime_ns, state.st_size), chosen, count
+    with _lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+        else:
+            _cache[key] = _load(path, chosen, count)
+            while len(_cache) > CACHED:
+                _cache.popitem(last=False)
+        return _cache[key]
+
+
+def checked(provider: Provider, threads: int) -> tuple[Any, int]:
+    """Provider and number of threads as `start` takes them.
+
+    Raises:
+        InputError: so many threads are more than the system can bear.
+        ProviderError: `provider` is neither a name nor a list.
+    """
     if isinstance(provider, str):
         chosen: Any = provider
     elif isinstance(provider, Sequence):
@@ -263,17 +289,7 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
     most = max(_MOST_THREADS, os.cpu_count() or 1)
     if threads > most:
         raise InputError(f"threads must be at most {most} on this machine, not {threads}")
-    path = find_model(_default_model(chosen) if model == DEFAULT else model)
-    state = path.stat()
-    key = path, (state.st_mtime_ns, state.st_size), chosen, threads or usable_processors()
-    with _lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-        else:
-            _cache[key] = _load(path, chosen, key[-1])
-            while len(_cache) > CACHED:
-                _cache.popitem(last=False)
-        return _cache[key]
+    return chosen, threads or usable_processors()
 
 
 def _abandon_inherited_sessions() -> None:
@@ -284,7 +300,7 @@ def _abandon_inherited_sessions() -> None:
     global _lock
     _lock = threading.Lock()
     for session in _alive:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
     _cache.clear()
     _running.clear()
 
@@ -300,6 +316,43 @@ def _default_model(provider: Any) -> str:
 
 
 def _load(path: Path, provider: Any, threads: int) -> Session:
+    started = start(path, provider, threads)
+    info = read_info(started.properties, path)
+    if "image" not in started.inputs or not started.outputs.keys() >= set(_OUTPUTS):
+        raise ModelError(f"{path} has other inputs and outputs than its contract says: export it again")
+    return Session(path, info, started.provider, threads, started.session)
+
+
+class Started(NamedTuple):
+    """ONNX Runtime's session of a model.
+
+    Attributes:
+        session: ONNX Runtime's.
+        provider: that runs it.
+        properties: the file's metadata.
+        inputs, outputs: their shapes by name.
+    """
+
+    session: Any
+    provider: str
+    properties: dict[str, str]
+    inputs: dict[str, list[Any]]
+    outputs: dict[str, list[Any]]
+
+
+def start(path: Path, provider: Any, threads: int, *, captured: bool = False) -> Started:
+    """Load a model file into ONNX Runtime.
+
+    Args:
+        path: of the model.
+        provider: name, or tuple of hashable entries; see `open_session`.
+        threads: on the CPU.
+        captured: let a GPU's runs be captured once and replayed (CUDA graphs), if the model allows it.
+
+    Raises:
+        ModelError: ONNX Runtime does not load it.
+        ProviderError: the provider asked for cannot be had; the message says why and what to do.
+    """
     runtime = import_runtime()
     wanted = _provider_list(runtime, provider)
     if not isinstance(provider, tuple) and wanted[0] != _CPU and hasattr(runtime, "preload_dlls"):
@@ -309,20 +362,24 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")  # of what was checked
     content = read_model(path)
-    # ONNX Runtime prints what fails before it tries again on the CPU: no use where that is what failed.
-    again = int(wanted[0] != _CPU)
+    session = None
+    if captured and wanted[0] != _CPU:
+        try:
+            session = runtime.InferenceSession(
+                content, options, providers=with_capture(wanted), enable_fallback=0
+            )
+        except Exception as error:
+            _LOG.warning("%s runs without a CUDA graph: %s", path.name, error)
     try:
-        session = runtime.InferenceSession(content, options, providers=wanted, enable_fallback=again)
+        if session is None:
+            # It prints what fails before it tries again on the CPU: no use where that is what failed.
+            again = int(wanted[0] != _CPU)
+            session = runtime.InferenceSession(content, options, providers=wanted, enable_fallback=again)
         properties = dict(session.get_modelmeta().custom_metadata_map)
-        names = (
-            {value.name for value in session.get_inputs()},
-            {value.name for value in session.get_outputs()},
-        )
+        inputs = {value.name: value.shape for value in session.get_inputs()}
+        outputs = {value.name: value.shape for value in session.get_outputs()}
     except Exception as error:  # also of names that are no text
         raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
-    info = read_info(properties, path)
-    if "image" not in names[0] or not names[1].issuperset(_OUTPUTS):
-        raise ModelError(f"{path} has other inputs and outputs than its contract says: export it again")
     got = session.get_providers()[0]
     first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
     if got != first and provider != "auto":
@@ -331,9 +388,8 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
         _LOG.warning("running on the CPU: %s did not load: %s", first, _why_not(runtime, first))
     else:
         _LOG.info("%s runs on %s", path.name, got)
-    loaded = Session(path, info, got, threads, session)
-    _alive.add(loaded)
-    return loaded
+    _alive.add(session)
+    return Started(session, got, properties, inputs, outputs)
 
 
 def import_runtime() -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import cv2
 
@@ -24,6 +24,9 @@ AHEAD: Final = 4
 """Images under way at most: decoded, in the network, or not yet taken by the caller."""
 
 DECODERS: Final = 2
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +82,31 @@ def stream(
         images: paths of files, or images; taken one by one, at most `AHEAD` more than were yielded.
         masks: as many masks, or None.
     """
-    jobs = iter(((image, None) for image in images) if masks is None else zip(images, masks, strict=True))
-    waiting: deque[Future[Extraction]] = deque()
+    pairs = ((image, None) for image in images) if masks is None else zip(images, masks, strict=True)
+
+    def extracted(index: int, pair: tuple[Any, Any], image: "Future[Any]") -> Extraction:
+        source, mask = pair
+        try:
+            return Extraction(index, source, None, extract(image.result(), mask))
+        except Exception as error:
+            return failed(index, source, error)
+
+    return overlap(iter(pairs), lambda pair: decode(pair[0]), extracted)
+
+
+def overlap(
+    jobs: Iterator[Job],
+    prepare: Callable[[Job], Any],
+    process: Callable[[int, Job, "Future[Any]"], Result],
+) -> Iterator[Result]:
+    """Prepare jobs in some threads and process them in one, ahead of whoever takes the results, in order.
+
+    Args:
+        jobs: taken one by one, at most `AHEAD` more than were yielded.
+        prepare: of a job, done in `DECODERS` threads.
+        process: place, job, and what `prepare` will return of it, to the result; raises nothing.
+    """
+    waiting: deque[Future[Result]] = deque()
     broken: Exception | None = None
     decoders, network = ThreadPoolExecutor(DECODERS, "d2feat-decode"), ThreadPoolExecutor(1, "d2feat-network")
     index = 0
@@ -88,14 +114,13 @@ def stream(
         while True:
             while broken is None and len(waiting) < AHEAD:
                 try:
-                    source, mask = next(jobs)
+                    job = next(jobs)
                 except StopIteration:
                     break
                 except Exception as error:  # what came before it is still owed
                     broken = error
                     break
-                decoded = decoders.submit(_decoded, source)
-                waiting.append(network.submit(_extracted, extract, index, source, decoded, mask))
+                waiting.append(network.submit(process, index, job, decoders.submit(prepare, job)))
                 index += 1
             if not waiting:
                 break
@@ -109,22 +134,19 @@ def stream(
         network.shutdown(wait=False, cancel_futures=True)
 
 
-def _decoded(source: Any) -> Any:
+def decode(source: Any) -> Any:
+    """The image in the file at `source`, or `source`, if it is an image."""
     return read_image(source) if isinstance(source, (str, os.PathLike)) else source
 
 
-def _extracted(
-    extract: Callable[[Any, Any], Features], index: int, source: Any, decoded: "Future[Any]", mask: Any
-) -> Extraction:
-    try:
-        return Extraction(index, source, None, extract(decoded.result(), mask))
-    except Exception as error:
-        kind = type(error) if isinstance(error, D2FeatError) else D2FeatError
-        message = str(error)
-        name = _name(index, source)
-        named = kind(message if name in message else f"{name}: {message}")
-        named.__cause__ = error
-        return Extraction(index, source, named, None)
+def failed(index: int, source: Any, error: Exception) -> Extraction:
+    """What came of an image that could not be used; the message names it."""
+    kind = type(error) if isinstance(error, D2FeatError) else D2FeatError
+    message = str(error)
+    name = _name(index, source)
+    named = kind(message if name in message else f"{name}: {message}")
+    named.__cause__ = error
+    return Extraction(index, source, named, None)
 
 
 def _name(index: int, source: Any) -> str:

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from .checkpoint import read_checkpoint
+from .fixed import build_frames, parse_size
 from .geometry import COORDINATES, Coordinates
 from .graph import build_graph, save_model
-from .opencv import build_native, parse_size
+from .opencv import build_native
 from .photographs import read_photographs
 
 CALIBRATION: Final = 32
@@ -35,16 +36,21 @@ def export(
         Path | None,
         typer.Option(help="quantise to eight bits, by the first 32 photographs of this folder or tar"),
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="compute the network in half precision, for GPUs")
+    ] = False,
     target: Annotated[
-        str, typer.Option(help="onnxruntime, or opencv: a model for OpenCV 5's own classes")
+        str,
+        typer.Option(help="onnxruntime; frames: batches of one size; opencv: a model for OpenCV 5's classes"),
     ] = "onnxruntime",
     contract: Annotated[
         str, typer.Option(help="of the target opencv: aliked (sub-pixel) or disk")
     ] = "aliked",
     size: Annotated[
-        str, typer.Option(help="of the target opencv: width and height of the images")
+        str, typer.Option(help="of the targets frames and opencv: width and height of the images")
     ] = "640x480",
-    keypoints: Annotated[int, typer.Option(help="of the target opencv: how many, always")] = 2048,
+    keypoints: Annotated[int, typer.Option(help="of the targets frames and opencv: how many, always")] = 2048,
+    batch: Annotated[int, typer.Option(help="of the target frames: images at a time")] = 8,
 ) -> None:
     """Write the checkpoint WEIGHTS as one ONNX graph to OUT."""
     if context.invoked_subcommand:
@@ -53,16 +59,21 @@ def export(
         raise typer.BadParameter("--weights and --out are both needed")
     if coordinates not in COORDINATES:
         raise typer.BadParameter(f"--coordinates is one of {', '.join(COORDINATES)}, not {coordinates}")
-    if target not in ("onnxruntime", "opencv"):
-        raise typer.BadParameter(f"--target is onnxruntime or opencv, not {target}")
-    if target == "opencv" and (int8 is not None or coordinates != "opencv"):
-        raise typer.BadParameter("--target opencv takes neither --int8 nor --coordinates")
+    if target not in ("onnxruntime", "frames", "opencv"):
+        raise typer.BadParameter(f"--target is onnxruntime, frames or opencv, not {target}")
+    if target != "onnxruntime" and (int8 is not None or coordinates != "opencv"):
+        raise typer.BadParameter(f"--target {target} takes neither --int8 nor --coordinates")
+    if half and (int8 is not None or target == "opencv"):
+        raise typer.BadParameter("--half goes with neither --int8 nor --target opencv")
     try:
         if target == "opencv":
             model = build_native(read_checkpoint(weights), parse_size(size), keypoints, contract)  # type: ignore[arg-type]
             path = save_model(model, out)
+        elif target == "frames":
+            model = build_frames(read_checkpoint(weights), parse_size(size), keypoints, batch, half=half)
+            path = save_model(model, out)
         else:
-            path = export_checkpoint(weights, out, coordinates, name, int8, version)  # type: ignore[arg-type]
+            path = export_checkpoint(weights, out, coordinates, name, int8, version, half)  # type: ignore[arg-type]
     except (ValueError, FileNotFoundError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
@@ -99,10 +110,12 @@ def export_checkpoint(
     name: str | None = None,
     int8: Path | None = None,
     version: str = "1",
+    half: bool = False,
 ) -> Path:
     """Export the checkpoint at `weights` to `out`; what ``python -m export`` does.
 
-    With `int8` the network is quantised, calibrated on the photographs that are there.
+    With `int8` the network is quantised, calibrated on the photographs that are there; with `half` it
+    computes in half precision.
 
     Raises:
         FileNotFoundError, CheckpointError: there is no D2-Net checkpoint at `weights`.
@@ -111,7 +124,8 @@ def export_checkpoint(
     if name is not None:
         checkpoint.metadata["name"] = name
     calibration = None if int8 is None else itertools.islice(read_photographs(int8), CALIBRATION)
-    return save_model(build_graph(checkpoint, coordinates, version=version, calibration=calibration), out)
+    model = build_graph(checkpoint, coordinates, version=version, calibration=calibration, half=half)
+    return save_model(model, out)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ def build_graph(
     *,
     version: str = "1",
     calibration: Iterable[NDArray[np.uint8]] | None = None,
+    half: bool = False,
 ) -> ModelProto:
     """The ONNX model of a checkpoint; its inputs, outputs and metadata are in docs/model-format.md.
 
@@ -156,7 +157,10 @@ def build_graph(
         version: of the weights, for the metadata.
         calibration: BGR photographs from which to quantise the network to eight bits; None to store the
             weights in half precision and compute in single precision.
+        half: compute with them in half precision, too (`D2Net.halve`), for GPUs.
     """
+    if half:
+        checkpoint.net.halve()
     network, detection = export_network(checkpoint.net), export_detection(checkpoint.net, coordinates)
     _split_last_layer(network)
     if calibration is None:
@@ -206,7 +210,7 @@ def build_graph(
         "version": version,
         "coordinates": coordinates,
         "cell_origin": str(cell_origin(coordinates)),
-        "precision": "fp32" if calibration is None else "int8",
+        "precision": "int8" if calibration is not None else "fp16" if half else "fp32",
         "scales": "1.0",
     }
     helper.set_model_props(model, properties)

@@ -83,9 +83,9 @@ class FineHead(nn.Module):
         return softplus / (1 + softplus)
 
     def hidden(self, full: Tensor, half: Tensor) -> Tensor:
-        """B x width x H x W: what `c` reads."""
-        up = F.interpolate(self.b(half), scale_factor=2.0, mode="bilinear", align_corners=False)
-        return F.relu(self.a(full) + up)
+        """B x width x H x W float32: what `c` reads."""
+        up = F.interpolate(self.b(half).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.relu(self.a(full).float() + up)
 
 
 class D2Net(nn.Module):
@@ -105,6 +105,7 @@ class D2Net(nn.Module):
         self.dense_feature_extraction = Trunk(widths)
         self.fine = FineHead(widths[0], widths[1], fine) if fine else None
         self.descriptor_relu = descriptor_relu
+        self.half_trunk = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Dense map F and repeatability r (None without a fine head) of B x 3 x H x W images."""
@@ -113,9 +114,17 @@ class D2Net(nn.Module):
             # Whole cells: the last row and column are repeated until there are.
             whole = (0, -width % STRIDE, 0, -height % STRIDE)
             images = F.pad(images, whole, mode="replicate")
-        maps = self.dense_feature_extraction(images)
-        dense = F.relu(maps.dense) if self.descriptor_relu else maps.dense
+        maps = self.dense_feature_extraction(images.half() if self.half_trunk else images)
+        dense = (F.relu(maps.dense) if self.descriptor_relu else maps.dense).float()
         return dense, None if self.fine is None else self.fine(maps.full, maps.half)[:, :, :height, :width]
+
+    def halve(self) -> None:
+        """Let the trunk and the fine head's first layers compute in half precision from now on."""
+        self.half_trunk = True
+        self.dense_feature_extraction.half()
+        if self.fine is not None:
+            self.fine.a.half()
+            self.fine.b.half()
 
 
 def preprocess(image: Tensor) -> Tensor:

@@ -196,9 +196,9 @@ def extract(
     coordinates: str = "opencv",
     scales: Sequence[float] = (1.0,),
 ) -> Reference:
-    """Keypoints and descriptors of an H x W x 3 uint8 BGR image, by the letter."""
-    tensors = {key: torch.from_numpy(np.asarray(value, np.float32)) for key, value in weights.items()}
-    pixels = torch.from_numpy(image.astype(np.float32)) - torch.tensor([103.939, 116.779, 123.68])
+    """Keypoints and descriptors of an H x W x 3 uint8 BGR image, by the letter; on torch's default device."""
+    tensors = {key: torch.tensor(np.asarray(value, np.float32)) for key, value in weights.items()}
+    pixels = torch.tensor(image.astype(np.float32)) - torch.tensor([103.939, 116.779, 123.68])
     full = pixels.permute(2, 0, 1)[None]
     height, width = image.shape[:2]
     origin = 3.5 if coordinates == "opencv" else 1.5

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import d2feat
-from d2feat import native
+from d2feat import conversion, native
 from tests.conftest import create, photograph
 
 FIFTY = int(os.environ.get("D2FEAT_NATIVE", "0"))
@@ -76,7 +76,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("D2FEAT_CACHE", str(tmp_path_factory.mktemp("cache")))
         made = {name: d2feat.create_native(SIZE, NFEATURES, name, "d2net") for name in native.CONTRACTS}
-        patch.setattr(native, "needed_export", None)  # the second time nothing is converted
+        patch.setattr(conversion, "needed_export", None)  # the second time nothing is converted
         assert isinstance(d2feat.create_native(SIZE, NFEATURES, "disk", "d2net"), cv2.DISK)
     return made
 

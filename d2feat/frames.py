@@ -1,0 +1,236 @@
+"""Frames of one size, a batch at a time: how a GPU does most images a second.
+
+    decoding (threads)  ->  a batch in one run of the network  ->  the caller
+
+The model is one of its own (`export.fixed`): one scale, one size, a fixed number of keypoints and no loop, so
+that CUDA can capture a run once and replay it, and TensorRT can compile all of it. Inputs and outputs stay
+where they are on the device; up go bytes, down come C + 3 numbers a keypoint.
+"""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+
+from .conversion import converted, needed_export
+from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError
+from .features import Features
+from .images import Image, as_image
+from .model import EXACT, FRAMES, find_model
+from .session import Provider, checked, import_runtime, is_out_of_memory, run_stoppable, start
+from .stream import Extraction, decode, failed, overlap
+
+_OUTPUTS: Final = ("keypoints", "scores", "descriptors")
+_DEVICES: Final = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+
+
+def create_frames(
+    size: tuple[int, int] = (640, 480),
+    nfeatures: int = 2048,
+    batch: int = 8,
+    model: str | os.PathLike[str] = EXACT,
+    *,
+    half: bool | None = None,
+    provider: Provider = "auto",
+    threads: int = 0,
+) -> "FrameExtractor":
+    """An extractor for images of one size, several at a time, at one scale.
+
+    The first call for its arguments converts the model, which takes a minute and needs the extra "export";
+    the result is kept in the cache folder. Where that extra is not wanted, ``python -m export --target
+    frames`` writes the file, and `FrameExtractor` takes it.
+
+    Args:
+        size: (width, height) of the images in pixels.
+        nfeatures: features of an image at most.
+        batch: images at a time. More give more images a second, fewer an answer sooner.
+        model: name or path of a model in single precision with a fine head.
+        half: compute the network in half precision; by default on GPUs.
+        provider, threads: as for `d2feat.create`.
+
+    Raises:
+        InputError: an argument is unusable.
+        ModelError: the model cannot be converted, or a package that this needs is missing.
+        ProviderError: the provider asked for cannot be had.
+    """
+    try:
+        width, height = map(int, size)
+        nfeatures, batch = int(nfeatures), int(batch)
+    except (TypeError, ValueError):
+        given = f"{size!r}, {nfeatures!r} and {batch!r}"
+        raise InputError(f"size must be (width, height), nfeatures and batch numbers, not {given}") from None
+    if half is None:
+        half = runs_on_gpu(provider)
+    precision = "half" if half else "single"
+    path = converted(
+        "frames",
+        model,
+        f"{width}x{height}-{nfeatures}-{batch}-{precision}",
+        lambda checkpoint: needed_export("fixed").build_frames(
+            checkpoint, (width, height), nfeatures, batch, half=half
+        ),
+    )
+    return FrameExtractor(path, provider=provider, threads=threads)
+
+
+class FrameExtractor:
+    """Features of images of one size, a batch at a time.
+
+    May be used from several threads, which then wait for each other.
+
+    Args:
+        model: path of a file that `create_frames` or ``python -m export --target frames`` made.
+        provider, threads: as for `d2feat.create`.
+
+    Attributes:
+        size: (width, height) of the images in pixels.
+        batch: images at a time.
+        nfeatures: features of an image at most.
+        provider: the execution provider that runs the network.
+
+    Raises:
+        ModelError: the file is missing, damaged, or another kind of model.
+        ProviderError: the provider asked for cannot be had.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str], *, provider: Provider = "auto", threads: int = 0
+    ) -> None:
+        path = find_model(model)
+        started = start(path, *checked(provider, threads), captured=True)
+        shapes = {**started.inputs, **started.outputs}
+        if started.properties.get("contract") != FRAMES or not shapes.keys() >= {"images", *_OUTPUTS}:
+            raise ModelError(
+                f"{path} is no model for frames; make one with d2feat.create_frames, "
+                "or with: python -m export --target frames"
+            )
+        self.batch, height, width, _ = shapes["images"]
+        self.size: tuple[int, int] = (width, height)
+        self.nfeatures: int = shapes["scores"][1]
+        self.provider = started.provider
+        device = _DEVICES.get(started.provider, "cpu")
+        value = import_runtime().OrtValue.ortvalue_from_shape_and_type
+        # A captured run reads and writes the same memory each time.
+        self._images = value(shapes["images"], np.uint8, device, 0)
+        self._outputs = {name: value(shapes[name], np.float32, device, 0) for name in _OUTPUTS}
+        self._session, self._binding = started.session, started.session.io_binding()
+        self._binding.bind_ortvalue_input("images", self._images)
+        for name, output in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, output)
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        if device != "cpu":  # what is tuned and captured is so before the first image
+            for _ in range(2):
+                self._run([np.zeros((height, width, 3), np.uint8)])
+
+    def extract(self, images: Sequence[Any]) -> list[Features]:
+        """Features of images, as `D2Feature.extract` finds them at one scale.
+
+        Args:
+            images: as for `detectAndCompute`, or paths of files; any number.
+
+        Raises:
+            InputError: an image is unusable or of another size; the message says which.
+        """
+        return [found.features for found in self.stream(images)]
+
+    def stream(self, images: Iterable[Any]) -> Iterator[Extraction]:
+        """Features of many images, in order; as `D2Feature.stream`, but as many at a time as a batch has.
+
+        A batch waits until it is full or the images end.
+        """
+        return chain.from_iterable(overlap(_groups(images, self.batch), self._decoded, self._extracted))
+
+    def _decoded(self, sources: Sequence[Any]) -> list[Image | Exception]:
+        found: list[Image | Exception] = []
+        for source in sources:
+            try:
+                image = as_image(decode(source))
+                if image.shape[1::-1] != self.size:
+                    here, there = ("{} x {}".format(*size) for size in (image.shape[1::-1], self.size))
+                    raise InputError(f"the image is {here}, and frames of this extractor are {there}")
+                found.append(image)
+            except Exception as error:
+                found.append(error)
+        return found
+
+    def _extracted(
+        self, place: int, sources: Sequence[Any], decoded: "Future[list[Image | Exception]]"
+    ) -> list[Extraction]:
+        images = decoded.result()
+        good = [image for image in images if not isinstance(image, Exception)]
+        results: Iterator[Features | Exception]
+        try:
+            results = iter(self._run(good) if good else [])
+        except Exception as error:
+            results = iter([error] * len(good))
+        found = []
+        for i, (source, image) in enumerate(zip(sources, images, strict=True), place * self.batch):
+            result = image if isinstance(image, Exception) else next(results)
+            if isinstance(result, Exception):
+                found.append(failed(i, source, result))
+            else:
+                found.append(Extraction(i, source, None, result))
+        return found
+
+    def _run(self, images: Sequence[Image]) -> list[Features]:
+        """Features of no more images than a batch has."""
+        if (
+            os.getpid() != self._process
+        ):  # the runtime's threads were not inherited, and it would wait for them
+            raise D2FeatError("this extractor was made in another process; make one in each that uses it")
+        batch = np.zeros((self.batch, *images[0].shape), np.uint8)
+        batch[: len(images)] = images
+
+        def call(options: Any) -> list[Any]:
+            try:
+                self._images.update_inplace(batch)
+                self._session.run_with_iobinding(self._binding, options)
+                return [output.numpy() for output in self._outputs.values()]
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise OutOfMemoryError(
+                        f"not enough memory for {self.batch} images of {self.size[0]} x {self.size[1]} at a "
+                        "time; make the extractor with a smaller batch"
+                    ) from error
+                raise D2FeatError(f"ONNX Runtime failed: {error}") from error
+
+        with self._lock:
+            keypoints, scores, descriptors = run_stoppable(call, apart=self.provider not in _DEVICES)
+        found = []
+        for i in range(len(images)):
+            count = np.count_nonzero(scores[i] > 0)
+            arrays = (part[i, :count].copy() for part in (keypoints, scores, descriptors))
+            points, responses, described = arrays
+            found.append(Features(points, responses, np.ones(count, np.float32), described, self.size))
+        return found
+
+
+def runs_on_gpu(provider: Provider) -> bool:
+    """Whether this is a GPU's provider, or with "auto" one is installed."""
+    if provider == "auto":
+        return any(name in import_runtime().get_available_providers() for name in _DEVICES)
+    first = provider if isinstance(provider, str) else next(iter(provider), "")
+    name = first if isinstance(first, str) else first[0]
+    return name in _DEVICES or name in ("cuda", "tensorrt")
+
+
+def _groups(images: Iterable[Any], count: int) -> Iterator[list[Any]]:
+    """Lists of `count`, and of what is left when the images end or taking one more fails."""
+    group: list[Any] = []
+    try:
+        for image in images:
+            group.append(image)
+            if len(group) == count:
+                yield group
+                group = []
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group

@@ -1,0 +1,292 @@
+"""Frames of one size, a batch at a time: the features of `create`, any number of images, a GPU's options."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import d2feat
+from d2feat import conversion
+from d2feat import session as sessions
+from d2feat.frames import runs_on_gpu
+from tests.conftest import assert_same_features, create, photograph
+
+torch = pytest.importorskip("torch", reason="the export extra is not installed")
+pytest.importorskip("onnxscript", reason="the export extra is not installed")
+
+from typer.testing import CliRunner
+
+from export.__main__ import app, export_checkpoint
+from export.checkpoint import read_checkpoint
+from export.fixed import fixed_features
+from export.trunk import preprocess
+
+MODEL = "d2net-lite"
+SIZE = (110, 86)
+"""No whole number of cells: frames need not be."""
+
+CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("D2FEAT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def frames(cache: Path) -> d2feat.FrameExtractor:
+    return d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    even = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
+    return [photograph("astronaut", SIZE), photograph("camera", SIZE), even, photograph("coffee", SIZE)]
+
+
+def test_every_frame_has_the_features_of_create(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray]
+) -> None:
+    ours = create(60, model=MODEL)
+    for count in (1, 2, 3, 4):  # part of a batch, a batch, and more
+        found = frames.extract(images[:count])
+        assert len(found) == count
+        for one, image in zip(found, images, strict=False):
+            assert_same_features(one, ours.extract(image), position=1e-3, descriptor=1e-2)
+    as_many, fewer, none, _ = map(len, found)
+    assert (as_many, none) == (60, 0)
+    assert 0 < fewer < 60
+    assert frames.extract([]) == []
+    assert (frames.size, frames.batch, frames.nfeatures, frames.provider) == (SIZE, 2, 60, CPU)
+
+
+def test_what_was_found_stays_when_the_next_frames_come(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray]
+) -> None:
+    first = frames.extract(images[:1])[0]
+    kept = first.keypoints.copy(), first.descriptors.copy()
+    frames.extract(images[1:])
+    np.testing.assert_array_equal(first.keypoints, kept[0])
+    np.testing.assert_array_equal(first.descriptors, kept[1])
+
+
+def test_a_frame_that_cannot_be_used_is_named_and_the_others_come(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing.png"
+    found = list(frames.stream([images[0], images[1][:50], None, missing, images[3]]))
+    assert [one.index for one in found] == list(range(5))
+    assert [one.error is None for one in found] == [True, False, False, False, True]
+    assert_same_features(found[4].features, frames.extract([images[3]])[0])
+    for one, said in zip(
+        found[1:4], ("image 1: the image is 110 x 50, and frames", "image 2: ", "missing.png"), strict=True
+    ):
+        assert isinstance(one.error, d2feat.InputError)
+        assert said in str(one.error)
+    with pytest.raises(d2feat.InputError, match="110 x 50"):
+        frames.extract([images[0], images[1][:50]])
+
+
+def test_what_came_before_an_error_of_the_source_is_owed(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray]
+) -> None:
+    def camera() -> Iterator[np.ndarray]:
+        yield from images[:3]
+        raise ConnectionError("unplugged")
+
+    stream = frames.stream(camera())
+    assert [next(stream).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ConnectionError):
+        next(stream)
+
+
+def test_converts_once(frames: d2feat.FrameExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "needed_export", None)
+    again = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cpu", threads=1)
+    assert again.size == frames.size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"size": (20, 500)}, "32 x 32 pixels at least, not 20 x 500"),
+        ({"size": "640x480"}, "size must be"),
+        ({"batch": 0}, "at least one image"),
+        ({"nfeatures": 100_000}, "keypoints, not 100000"),
+        ({"model": "d2net-int8"}, "single precision"),
+    ],
+)
+def test_refuses_what_no_model_can_be_made_of(cache: Path, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(d2feat.InputError, match=said):
+        d2feat.create_frames(**{"size": (64, 48), "nfeatures": 9, "model": MODEL, **arguments})
+
+
+def test_models_of_the_two_kinds_are_not_taken_for_each_other(
+    frames: d2feat.FrameExtractor, cache: Path
+) -> None:
+    with pytest.raises(d2feat.ModelError, match="no model for frames; make one"):
+        d2feat.FrameExtractor(MODEL)
+    path = next(cache.glob("frames-*/*.onnx"))
+    with pytest.raises(d2feat.ModelError, match=r"d2feat\.FrameExtractor takes it"):
+        d2feat.create(model=path)
+
+
+def test_command_line_writes_frames_and_half_precision(tmp_path: Path, images: list[np.ndarray]) -> None:
+    weights = str(d2feat.available_models()[MODEL])
+    out = tmp_path / "frames.onnx"
+    command = ["--weights", weights, "--out", str(out), "--target", "frames", "--half"]
+    result = CliRunner().invoke(app, [*command, "--size", "110x86", "--keypoints", "60", "--batch", "1"])
+    assert result.exit_code == 0, result.output
+    found = d2feat.FrameExtractor(out, provider="cpu").extract(images[:1])[0]
+    # ONNX Runtime's CPU computes half precision as single.
+    assert_same_features(found, create(60, model=MODEL).extract(images[0]), position=1e-3, descriptor=1e-2)
+    assert out.stat().st_size < 2.5e6
+    for wrong in (["--int8", str(tmp_path)], ["--coordinates", "upstream"]):
+        assert CliRunner().invoke(app, [*command, *wrong]).exit_code == 2
+    result = CliRunner().invoke(
+        app, ["--weights", weights, "--out", str(out), "--target", "opencv", "--half"]
+    )
+    assert result.exit_code == 2
+
+
+def test_a_model_in_half_precision_does_all_that_the_others_do(
+    tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    path = export_checkpoint(d2feat.available_models()[MODEL], tmp_path / "half.onnx", half=True)
+    assert path.stat().st_size < 1.2e6
+    half, single = (create(200, scales=d2feat.MULTISCALE, model=model) for model in (path, MODEL))
+    assert_same_features(half.extract(images[0]), single.extract(images[0]), position=1e-3, descriptor=1e-2)
+
+
+def test_positions_survive_half_precision(images: list[np.ndarray]) -> None:
+    """PyTorch's arithmetic in half precision, which ONNX Runtime has on GPUs only."""
+    single, half = (read_checkpoint(d2feat.available_models()[MODEL]).net for _ in range(2))
+    half.halve()
+    with torch.no_grad():
+        for image in (images[0], images[3]):
+            level = preprocess(torch.from_numpy(image))
+            one, two = (
+                fixed_features(dense[0], fine[0, 0], level[0], 40)
+                for dense, fine in (net(level) for net in (single, half))
+            )
+            distance, match = torch.cdist(one.pixels, two.pixels).min(1)
+            assert (distance < 0.25).float().mean() >= 0.95
+            near = distance < 0.25
+            assert (one.descriptors * two.descriptors[match]).sum(1)[near].min() > 0.9999
+
+
+# ---- what cannot run here: a stand-in for a GPU's runtime, on the processor
+
+
+class Runtime(SimpleNamespace):
+    """ONNX Runtime as if CUDA were there; `refuses` says whether it captures no graph."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__(**{name: getattr(onnxruntime, name) for name in ("SessionOptions", "RunOptions")})
+        self.refuses, self.asked, self.devices = refuses, [], []
+        self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self.value)
+
+    def get_available_providers(self) -> list[str]:
+        return [TENSORRT, CUDA, CPU]
+
+    def value(self, shape: Any, kind: Any, device: str, number: int) -> Any:
+        self.devices.append(device)
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "cpu", number)
+
+    def InferenceSession(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
+        entries = dict((entry, {}) if isinstance(entry, str) else entry for entry in providers)
+        self.asked.append((entries, enable_fallback))
+        if self.refuses and entries[CUDA].get("enable_cuda_graph"):
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        session = onnxruntime.InferenceSession(content, options, providers=[CPU])
+        session.get_providers = lambda: list(entries)
+        return session
+
+
+@pytest.fixture
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    stand_in = Runtime(refuses=getattr(request, "param", False))
+    monkeypatch.setattr(sessions, "import_runtime", lambda: stand_in)
+    monkeypatch.setattr("d2feat.frames.import_runtime", lambda: stand_in)
+    return stand_in
+
+
+def test_a_gpu_captures_the_run_in_half_precision_and_keeps_the_arrays_on_the_device(
+    cache: Path, runtime: Runtime, images: list[np.ndarray]
+) -> None:
+    frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cuda")
+    assert frames.provider == CUDA
+    assert set(runtime.devices) == {"cuda"}
+    ((providers, fallback),) = runtime.asked
+    assert providers[CUDA]["enable_cuda_graph"] is True
+    assert providers[CUDA]["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert fallback == 0, "or the runtime would go to the CPU where it cannot capture"
+    assert list(cache.glob("frames-*/110x86-60-2-half.onnx"))
+    ours = create(60, model=MODEL)
+    for one, image in zip(frames.extract(images), images, strict=True):
+        assert_same_features(one, ours.extract(image), position=1e-3, descriptor=1e-2)
+
+
+@pytest.mark.parametrize("runtime", [True], indirect=True)
+def test_a_gpu_that_cannot_capture_runs_without(
+    cache: Path, runtime: Runtime, images: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cuda", half=False)
+    assert [providers[CUDA].get("enable_cuda_graph") for providers, _ in runtime.asked] == [True, None]
+    assert "without a CUDA graph" in caplog.text
+    assert len(frames.extract(images)) == len(images)
+
+
+def test_tensorrt_captures_and_the_callers_options_win(cache: Path, runtime: Runtime) -> None:
+    d2feat.create_frames(SIZE, 60, 2, MODEL, provider="tensorrt")
+    providers, _ = runtime.asked[-1]
+    assert list(providers) == [TENSORRT, CUDA, CPU]
+    assert providers[TENSORRT]["trt_cuda_graph_enable"] is True
+    d2feat.create_frames(SIZE, 60, 2, MODEL, provider=[(CUDA, {"enable_cuda_graph": False}), CPU])
+    assert runtime.asked[-1][0][CUDA]["enable_cuda_graph"] is False
+
+
+def test_which_providers_are_a_gpus(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(runs_on_gpu(one) for one in ("auto", "cuda", "tensorrt", [CUDA, CPU], [(TENSORRT, {})]))
+    assert not any(runs_on_gpu(one) for one in ("cpu", [CPU], [(CPU, {}), CUDA]))
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: [CPU])
+    assert not runs_on_gpu("auto")
+
+
+def test_out_of_memory_says_what_to_do_and_the_extractor_stays_usable(
+    cache: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cpu", threads=1)
+
+    def starve(*_: Any) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "_session", SimpleNamespace(run_with_iobinding=starve))
+        found = list(frames.stream(images[:2]))
+    assert all(isinstance(one.error, d2feat.OutOfMemoryError) for one in found)
+    assert "2 images of 110 x 86 at a time; make the extractor with a smaller batch" in str(found[1].error)
+    assert len(frames.extract(images[:1])[0]) == 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_is_told_to_make_its_own(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray]
+) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            frames._run(images[:1])
+        except d2feat.D2FeatError as error:
+            os._exit(3 if "another process" in str(error) else 4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
