@@ -77,7 +77,8 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
       MAPS = d2feat.network (level_image)
       SUM
       channels_last = Transpose <perm = [0, 2, 3, 1]> (dense)
-      cells = Gather (channels_last, nothing)
+      rows = Flatten <axis = 2> (channels_last)
+      cells = Reshape (rows, h_by_w_by_channels)
       FOUND = d2feat.detect_and_describe (cells)
       keypoints_out = Concat <axis = 0> (keypoints_in, level_keypoints)
       scores_out = Concat <axis = 0> (scores_in, level_scores)
@@ -188,6 +189,7 @@ def build_graph(
         "six_zeros": np.zeros(6, np.int64),
         "smallest": np.array(SMALLEST, np.int64),
         "channels": np.array([channels], np.int64),
+        "h_by_w_by_channels": np.array([0, -1, channels], np.int64),
         "keypoints_0": np.zeros((0, 2), np.float32),
         "scores_0": np.zeros(0, np.float32),
         "scales_0": np.zeros(0, np.float32),
