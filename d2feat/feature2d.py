@@ -152,6 +152,8 @@ class D2Feature:
     ) -> tuple[tuple[KeyPoints, ...], tuple[Any, ...]]:
         """`detectAndCompute` of several images: tuple of tuples of keypoints, tuple of descriptors.
 
+        The network takes them one by one; for images of one size on a GPU see `d2feat.create_frames`.
+
         Args:
             images: sequence of images, or of paths of files.
             masks: sequence of as many masks, or None.

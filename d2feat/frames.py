@@ -179,18 +179,18 @@ class FrameExtractor:
 
     def _run(self, images: Sequence[Image]) -> list[Features]:
         """Features of no more images than a batch has."""
-        if (
-            os.getpid() != self._process
-        ):  # the runtime's threads were not inherited, and it would wait for them
+        # The runtime would wait for threads that a forked process does not inherit.
+        if os.getpid() != self._process:
             raise D2FeatError("this extractor was made in another process; make one in each that uses it")
         batch = np.zeros((self.batch, *images[0].shape), np.uint8)
         batch[: len(images)] = images
 
         def call(options: Any) -> list[Any]:
             try:
-                self._images.update_inplace(batch)
-                self._session.run_with_iobinding(self._binding, options)
-                return [output.numpy() for output in self._outputs.values()]
+                with self._lock:
+                    self._images.update_inplace(batch)
+                    self._session.run_with_iobinding(self._binding, options)
+                    return [output.numpy() for output in self._outputs.values()]
             except Exception as error:
                 if is_out_of_memory(error):
                     raise OutOfMemoryError(
@@ -199,13 +199,13 @@ class FrameExtractor:
                     ) from error
                 raise D2FeatError(f"ONNX Runtime failed: {error}") from error
 
-        with self._lock:
-            keypoints, scores, descriptors = run_stoppable(call, apart=self.provider not in _DEVICES)
+        keypoints, scores, descriptors = run_stoppable(call, apart=self.provider not in _DEVICES)
         found = []
         for i in range(len(images)):
             count = np.count_nonzero(scores[i] > 0)
-            arrays = (part[i, :count].copy() for part in (keypoints, scores, descriptors))
-            points, responses, described = arrays
+            points, responses, described = (
+                part[i, :count].copy() for part in (keypoints, scores, descriptors)
+            )
             found.append(Features(points, responses, np.ones(count, np.float32), described, self.size))
         return found
 

@@ -21,10 +21,14 @@ def with_options(name: str, options: dict[str, Any] | None = None) -> str | tupl
     return (name, merged) if merged else name
 
 
-def with_capture(entries: Sequence[str | tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """The list of providers with a CUDA graph of each run, unless the caller says otherwise."""
-    named = [(entry, {}) if isinstance(entry, str) else entry for entry in entries]
-    return [(name, {**_CAPTURE.get(name, {}), **options}) for name, options in named]
+def with_capture(entries: Sequence[str | tuple[str, dict[str, Any]]]) -> list[Any]:
+    """The list of providers, the first one told to capture its runs as a CUDA graph, unless the caller did.
+
+    Only the first: it is to run all of the graph, and two cannot capture at once.
+    """
+    first, *others = entries
+    name, options = (first, {}) if isinstance(first, str) else first
+    return [(name, {**_CAPTURE.get(name, {}), **options}), *others]
 
 
 _CAPTURE: Final = {

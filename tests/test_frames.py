@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +94,16 @@ def test_a_frame_that_cannot_be_used_is_named_and_the_others_come(
         assert said in str(one.error)
     with pytest.raises(d2feat.InputError, match="110 x 50"):
         frames.extract([images[0], images[1][:50]])
+
+
+def test_threads_share_an_extractor(frames: d2feat.FrameExtractor, images: list[np.ndarray]) -> None:
+    alone = [frames.extract([image])[0] for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            for one, expected in zip(
+                threads.map(lambda image: frames.extract([image])[0], images), alone, strict=True
+            ):
+                assert_same_features(one, expected)
 
 
 def test_what_came_before_an_error_of_the_source_is_owed(
@@ -250,6 +261,7 @@ def test_tensorrt_captures_and_the_callers_options_win(cache: Path, runtime: Run
     providers, _ = runtime.asked[-1]
     assert list(providers) == [TENSORRT, CUDA, CPU]
     assert providers[TENSORRT]["trt_cuda_graph_enable"] is True
+    assert "enable_cuda_graph" not in providers[CUDA], "two cannot capture at once"
     d2feat.create_frames(SIZE, 60, 2, MODEL, provider=[(CUDA, {"enable_cuda_graph": False}), CPU])
     assert runtime.asked[-1][0][CUDA]["enable_cuda_graph"] is False
 
