@@ -63,18 +63,22 @@ def create_frames(
     except (TypeError, ValueError):
         given = f"{size!r}, {nfeatures!r} and {batch!r}"
         raise InputError(f"size must be (width, height), nfeatures and batch numbers, not {given}") from None
-    if half is None:
-        half = runs_on_gpu(provider)
-    precision = "half" if half else "single"
+    halved = runs_on_gpu(provider) if half is None else half
     path = converted(
         "frames",
         model,
-        f"{width}x{height}-{nfeatures}-{batch}-{precision}",
+        f"{width}x{height}-{nfeatures}-{batch}-{'half' if halved else 'single'}",
         lambda checkpoint: needed_export("fixed").build_frames(
-            checkpoint, (width, height), nfeatures, batch, half=half
+            checkpoint, (width, height), nfeatures, batch, half=halved
         ),
     )
-    return FrameExtractor(path, provider=provider, threads=threads)
+    frames = FrameExtractor(path, provider=provider, threads=threads)
+    if half is None and halved and frames.provider not in _DEVICES:
+        # The GPU's provider is installed but did not load, and the processor is slow at half precision.
+        return create_frames(
+            (width, height), nfeatures, batch, model, half=False, provider=provider, threads=threads
+        )
+    return frames
 
 
 class FrameExtractor:

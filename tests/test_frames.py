@@ -198,11 +198,12 @@ def test_positions_survive_half_precision(images: list[np.ndarray]) -> None:
 
 
 class Runtime(SimpleNamespace):
-    """ONNX Runtime as if CUDA were there; `refuses` says whether it captures no graph."""
+    """ONNX Runtime as if CUDA were there, but what it `refuses`: "" for nothing, "capture" or "load"."""
 
-    def __init__(self, *, refuses: bool = False) -> None:
+    def __init__(self, refuses: str = "") -> None:
         super().__init__(**{name: getattr(onnxruntime, name) for name in ("SessionOptions", "RunOptions")})
         self.refuses, self.asked, self.devices = refuses, [], []
+        self.__file__ = "/nowhere/onnxruntime.py"
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self.value)
 
     def get_available_providers(self) -> list[str]:
@@ -215,16 +216,17 @@ class Runtime(SimpleNamespace):
     def InferenceSession(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
         entries = dict((entry, {}) if isinstance(entry, str) else entry for entry in providers)
         self.asked.append((entries, enable_fallback))
-        if self.refuses and entries[CUDA].get("enable_cuda_graph"):
+        if self.refuses == "capture" and entries[CUDA].get("enable_cuda_graph"):
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         session = onnxruntime.InferenceSession(content, options, providers=[CPU])
-        session.get_providers = lambda: list(entries)
+        if self.refuses != "load":
+            session.get_providers = lambda: list(entries)
         return session
 
 
 @pytest.fixture
 def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    stand_in = Runtime(refuses=getattr(request, "param", False))
+    stand_in = Runtime(getattr(request, "param", ""))
     monkeypatch.setattr(sessions, "import_runtime", lambda: stand_in)
     monkeypatch.setattr("d2feat.frames.import_runtime", lambda: stand_in)
     return stand_in
@@ -246,7 +248,22 @@ def test_a_gpu_captures_the_run_in_half_precision_and_keeps_the_arrays_on_the_de
         assert_same_features(one, ours.extract(image), position=1e-3, descriptor=1e-2)
 
 
-@pytest.mark.parametrize("runtime", [True], indirect=True)
+@pytest.mark.parametrize("runtime", ["load"], indirect=True)
+def test_where_the_gpu_does_not_load_the_processor_computes_in_single_precision(
+    cache: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = d2feat.create_frames(SIZE, 50, 2, MODEL)
+    assert frames.provider == CPU
+    assert "running on the CPU: CUDAExecutionProvider did not load" in caplog.text
+    assert {path.stem for path in cache.glob("frames-*/110x86-50-2-*.onnx")} == {
+        "110x86-50-2-half",
+        "110x86-50-2-single",
+    }
+    with pytest.raises(d2feat.ProviderError, match="did not load"):
+        d2feat.create_frames(SIZE, 50, 2, MODEL, provider="cuda")
+
+
+@pytest.mark.parametrize("runtime", ["capture"], indirect=True)
 def test_a_gpu_that_cannot_capture_runs_without(
     cache: Path, runtime: Runtime, images: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
