@@ -21,7 +21,7 @@ from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError
 from .features import Features
 from .images import Image, as_image
 from .model import EXACT, FRAMES, find_model
-from .session import Provider, checked, import_runtime, is_out_of_memory, run_stoppable, start
+from .session import Provider, checked, first_provider, import_runtime, is_out_of_memory, run_stoppable, start
 from .stream import Extraction, decode, failed, overlap
 
 _OUTPUTS: Final = ("keypoints", "scores", "descriptors")
@@ -215,12 +215,12 @@ class FrameExtractor:
 
 
 def runs_on_gpu(provider: Provider) -> bool:
-    """Whether this is a GPU's provider, or with "auto" one is installed."""
-    if provider == "auto":
-        return any(name in import_runtime().get_available_providers() for name in _DEVICES)
-    first = provider if isinstance(provider, str) else next(iter(provider), "")
-    name = first if isinstance(first, str) else first[0]
-    return name in _DEVICES or name in ("cuda", "tensorrt")
+    """Whether this is a GPU's provider, or with "auto" one is installed.
+
+    Raises:
+        ProviderError: the provider asked for is not installed.
+    """
+    return first_provider(provider) in _DEVICES
 
 
 def _groups(images: Iterable[Any], count: int) -> Iterator[list[Any]]:

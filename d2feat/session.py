@@ -315,6 +315,20 @@ def _default_model(provider: Any) -> str:
     return FAST if first == _CPU and has_fast_int8() else EXACT
 
 
+def first_provider(provider: Provider) -> str:
+    """Name of the execution provider that is to run a model, if it loads.
+
+    Raises:
+        ProviderError: the provider asked for is not installed; the message says what to do.
+    """
+    return _name(_provider_list(import_runtime(), checked(provider, 0)[0])[0])
+
+
+def _name(entry: Any) -> str:
+    """Name of an entry of ONNX Runtime's list of providers."""
+    return str(entry if isinstance(entry, str) else entry[0])
+
+
 def _load(path: Path, provider: Any, threads: int) -> Session:
     started = start(path, provider, threads)
     info = read_info(started.properties, path)
@@ -381,7 +395,7 @@ def start(path: Path, provider: Any, threads: int, *, captured: bool = False) ->
     except Exception as error:  # also of names that are no text
         raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
     got = session.get_providers()[0]
-    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    first = _name(wanted[0])
     if got != first and provider != "auto":
         raise ProviderError(f"{first} was asked for and did not load: {_why_not(runtime, first)}")
     if provider == "auto" and got == _CPU and first != _CPU:

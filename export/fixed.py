@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .geometry import STRIDE, cell_origin
 from .graph import export_static
 from .head import FINE_BORDER, describe, fine_maxima, fine_scores, refine_fine, reliable
-from .trunk import MEAN_BGR, D2Net
+from .trunk import D2Net, preprocess
 
 CANDIDATES: Final = 4
 """So many times the wanted number of maxima are looked at, for some turn out to be even surfaces."""
@@ -88,8 +88,7 @@ class Frames(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """B x K x 2 keypoints, B x K scores and B x K x C descriptors of B x H x W x 3 uint8 BGR images."""
-        mean = torch.tensor(MEAN_BGR).view(1, 3, 1, 1)
-        levels = images.permute(0, 3, 1, 2).float() - mean
+        levels = preprocess(images)
         dense, repeatability = self.net(levels)
         # Image by image: one after the other in the graph, which as a CUDA graph costs nothing.
         found = [

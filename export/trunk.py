@@ -127,6 +127,7 @@ class D2Net(nn.Module):
             self.fine.b.half()
 
 
-def preprocess(image: Tensor) -> Tensor:
-    """1 x 3 x H x W float32, BGR minus `MEAN_BGR`, from a uint8 H x W x 3 BGR image."""
-    return (image.permute(2, 0, 1).float() - torch.tensor(MEAN_BGR).view(3, 1, 1)).unsqueeze(0)
+def preprocess(images: Tensor) -> Tensor:
+    """B x 3 x H x W float32, BGR minus `MEAN_BGR`, from uint8 BGR images, B x H x W x 3 or one, H x W x 3."""
+    batch = images if images.ndim == 4 else images.unsqueeze(0)
+    return batch.permute(0, 3, 1, 2).float() - torch.tensor(MEAN_BGR).view(1, 3, 1, 1)
