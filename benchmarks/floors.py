@@ -18,7 +18,7 @@ SIDE: Final = 2048
 RUNS: Final = 10
 
 _STRIDES: Final = {"0": 1, "2": 1, "5": 2, "7": 2, "10": 4, "12": 4, "14": 4, "17": 4, "19": 4, "21": 4}
-_FINE_STRIDES: Final = {"a": 1, "b": 2, "c": 1}
+_FINE_STRIDES: Final = {"a": 1, "b": 2, "d": 4, "c": 1}
 
 
 def floor_seconds(model: Path, width: int, height: int, scales: tuple[float, ...]) -> float:
@@ -78,7 +78,7 @@ def _read_layers(model: Path) -> Iterator[tuple[float, bool]]:
     graph = onnx.load(model).graph
     body = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
     for tensor in body.initializer:
-        name = re.search(r"(?:model\.(\d+)|fine\.([abc]))\.weight", tensor.name)
+        name = re.search(r"(?:model\.(\d+)|fine\.([abcd]))\.weight", tensor.name)
         if name is None or len(tensor.dims) != 4:
             continue
         stride = _STRIDES[name[1]] if name[1] else _FINE_STRIDES[name[2]]

@@ -111,6 +111,12 @@ def _network(state: dict[str, Tensor], said: dict[str, Any]) -> D2Net:
     if head not in ("fine", "paper") or (head == "fine") != bool(fine):
         raise CheckpointError(f"it says head {head!r} and has {'a' if fine else 'no'} fine head")
     net = D2Net(widths, fine=fine, descriptor_relu=bool(said.get("descriptor_relu", not said)))
+    if net.fine is not None and not any(key.startswith("fine.d.") for key in state):
+        # Up to version 3 the fine head read two maps: of the third it makes nothing.
+        state = {
+            **state,
+            **{f"fine.d.{key}": torch.zeros_like(v) for key, v in net.fine.d.state_dict().items()},
+        }
     expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     absent, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if absent:

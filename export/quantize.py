@@ -166,28 +166,39 @@ def _upsample_channels_last(network: ModelProto) -> ModelProto:
     copied = ModelProto()
     copied.CopyFrom(network)
     graph = copied.graph
-    resize = next(node for node in graph.node if node.op_type == "Resize")
-    add = next(node for node in graph.node if resize.output[0] in node.input)
-    relu = next(node for node in graph.node if add.output[0] in node.input)
-    half, full = resize.input[0], next(name for name in add.input if name != resize.output[0])
+    resizes = [node for node in graph.node if node.op_type == "Resize"]
+    adds = [next(node for node in graph.node if resize.output[0] in node.input) for resize in resizes]
+    relu = next(node for node in graph.node if adds[1].output[0] in node.input)
+    quarter = resizes[0].input[0]
+    half, full = (
+        next(name for name in add.input if name != resize.output[0])
+        for add, resize in zip(adds, resizes, strict=True)
+    )
     nodes = onnx.parser.parse_graph(f"""
-      hidden (float[1, C, h, w] {half}, float[1, C, H, W] {full}) => (float[1, C, H, W] {relu.output[0]})
+      hidden (float[1, C, q, r] {quarter}, float[1, C, h, w] {half}, float[1, C, H, W] {full})
+        => (float[1, C, H, W] {relu.output[0]})
       {{
+        quarter_rows = Transpose <perm = [0, 2, 3, 1]> ({quarter})
+        quarter_held = Reshape (quarter_rows, held)
+        quarter_up = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel">
+                            (quarter_held, , twice)
         half_rows = Transpose <perm = [0, 2, 3, 1]> ({half})
         half_held = Reshape (half_rows, held)
-        up = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (half_held, , twice)
+        half_sum = Add (half_held, quarter_up)
+        half_up = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (half_sum, , twice)
         full_rows = Transpose <perm = [0, 2, 3, 1]> ({full})
         full_held = Reshape (full_rows, held)
-        sum = Add (full_held, up)
+        sum = Add (full_held, half_up)
         positive_sum = Relu (sum)
         hidden = Reshape (positive_sum, held)
         {relu.output[0]} = Transpose <perm = [0, 3, 1, 2]> (hidden)
       }}""").node
-    _replace(graph, [resize, add, relu], nodes)
+    _replace(graph, [*resizes, *adds, relu], nodes)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     conv = next(node for node in graph.node if full in node.output)
     width = stored[conv.input[1]].dims[0]
-    graph.initializer.remove(stored[resize.input[2]])
+    for factors in {resize.input[2] for resize in resizes}:
+        graph.initializer.remove(stored[factors])
     graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 2, 1], np.float32), "twice"))
     graph.initializer.append(numpy_helper.from_array(np.array([1, 0, -1, width], np.int64), "held"))
     return copied

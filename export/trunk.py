@@ -30,11 +30,13 @@ class DenseMaps(NamedTuple):
         dense: B x C x (H//4 - 1) x (W//4 - 1), conv4_3 without ReLU: descriptors and D2-Net's detection.
         full: B x 64 x H x W, conv1_2 after ReLU, for the fine head.
         half: B x 128 x H//2 x W//2, conv2_2 after ReLU, for the fine head.
+        quarter: B x 256 x H//4 x W//4, conv3_3 after ReLU, for the fine head.
     """
 
     dense: Tensor
     full: Tensor
     half: Tensor
+    quarter: Tensor
 
 
 class Trunk(nn.Module):
@@ -62,30 +64,41 @@ class Trunk(nn.Module):
         """Map B x 3 x H x W images, BGR minus `MEAN_BGR`, to their dense maps."""
         full = self.model[:4](images)
         half = self.model[4:9](full)
-        return DenseMaps(self.model[9:](half), full, half)
+        quarter = self.model[9:16](half)
+        return DenseMaps(self.model[16:](quarter), full, half, quarter)
 
 
 class FineHead(nn.Module):
     """A narrow head on the early maps that says, per pixel, how repeatable a keypoint there would be.
 
-    R = c(relu(a(full) + up(b(half)))), r = softplus(R) / (1 + softplus(R)), in (0, 1).
+    R = c(relu(a(full) + up(b(half) + up(d(quarter))))), r = softplus(R) / (1 + softplus(R)), in (0, 1).
+
+    Args:
+        channels: of the three maps.
+        width: channels of the hidden layer.
     """
 
-    def __init__(self, full_channels: int, half_channels: int, width: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
-        self.a = nn.Conv2d(full_channels, width, 3, padding=1)
-        self.b = nn.Conv2d(half_channels, width, 3, padding=1)
+        full, half, quarter = channels
+        self.a = nn.Conv2d(full, width, 3, padding=1)
+        self.b = nn.Conv2d(half, width, 3, padding=1)
+        self.d = nn.Conv2d(quarter, width, 3, padding=1)
         self.c = nn.Conv2d(width, 1, 3, padding=1)
 
-    def forward(self, full: Tensor, half: Tensor) -> Tensor:
-        """Repeatability r, B x 1 x H x W, from the trunk's `full` and `half` maps; H and W are even."""
-        softplus = F.softplus(self.c(self.hidden(full, half)))
+    def forward(self, full: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
+        """Repeatability r, B x 1 x H x W, from three of `DenseMaps`; H and W are multiples of 4."""
+        softplus = F.softplus(self.c(self.hidden(full, half, quarter)))
         return softplus / (1 + softplus)
 
-    def hidden(self, full: Tensor, half: Tensor) -> Tensor:
+    def hidden(self, full: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
         """B x width x H x W float32: what `c` reads."""
-        up = F.interpolate(self.b(half).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
-        return F.relu(self.a(full).float() + up)
+        coarse = self.b(half).float() + _twice(self.d(quarter).float())
+        return F.relu(self.a(full).float() + _twice(coarse))
+
+
+def _twice(maps: Tensor) -> Tensor:
+    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class D2Net(nn.Module):
@@ -103,7 +116,7 @@ class D2Net(nn.Module):
     ) -> None:
         super().__init__()
         self.dense_feature_extraction = Trunk(widths)
-        self.fine = FineHead(widths[0], widths[1], fine) if fine else None
+        self.fine = FineHead(widths[:3], fine) if fine else None
         self.descriptor_relu = descriptor_relu
         self.half_trunk = False
 
@@ -116,15 +129,15 @@ class D2Net(nn.Module):
             images = F.pad(images, whole, mode="replicate")
         maps = self.dense_feature_extraction(images.half() if self.half_trunk else images)
         dense = (F.relu(maps.dense) if self.descriptor_relu else maps.dense).float()
-        return dense, None if self.fine is None else self.fine(maps.full, maps.half)[:, :, :height, :width]
+        return dense, None if self.fine is None else self.fine(*maps[1:])[:, :, :height, :width]
 
     def halve(self) -> None:
         """Let the trunk and the fine head's first layers compute in half precision from now on."""
         self.half_trunk = True
         self.dense_feature_extraction.half()
         if self.fine is not None:
-            self.fine.a.half()
-            self.fine.b.half()
+            for first in (self.fine.a, self.fine.b, self.fine.d):
+                first.half()
 
 
 def preprocess(images: Tensor) -> Tensor:

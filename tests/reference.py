@@ -24,8 +24,8 @@ class Reference(NamedTuple):
     descriptors: Tensor
 
 
-def trunk(images: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """VGG16 to conv4_3 (no ReLU after it), conv1_2 and conv2_2 after ReLU."""
+def trunk(images: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """VGG16 to conv4_3 (no ReLU after it), conv1_2, conv2_2 and conv3_3 after ReLU."""
 
     def conv(x: Tensor, n: int, dilation: int = 1) -> Tensor:
         key = f"dense_feature_extraction.model.{n}"
@@ -41,11 +41,11 @@ def trunk(images: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
     x = F.max_pool2d(conv2_2, 2, 2)
     x = F.relu(conv(x, 10))
     x = F.relu(conv(x, 12))
-    x = F.relu(conv(x, 14))
-    x = F.avg_pool2d(x, 2, 1)
+    conv3_3 = F.relu(conv(x, 14))
+    x = F.avg_pool2d(conv3_3, 2, 1)
     x = F.relu(conv(x, 17, 2))
     x = F.relu(conv(x, 19, 2))
-    return conv(x, 21, 2), conv1_2, conv2_2
+    return conv(x, 21, 2), conv1_2, conv2_2, conv3_3
 
 
 def differences(maps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -113,19 +113,26 @@ def paper_level(dense: Tensor, banned: Tensor | None) -> tuple[Tensor, Tensor, T
     return i[kept], j[kept], positive[0, channel, row, column][kept], detections.any(dim=1)[0]
 
 
-def fine_map(conv1_2: Tensor, conv2_2: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """H x W: r = softplus(R) / (1 + softplus(R)), R = c(relu(a(conv1_2) + up(b(conv2_2))))."""
+def fine_map(conv1_2: Tensor, conv2_2: Tensor, conv3_3: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """H x W: r = softplus(R) / (1 + softplus(R)), R = c(relu(a(conv1_2) + up(b(conv2_2) + up(d(conv3_3))))).
+
+    Where there is no d, as in the first versions, that map is 0.
+    """
 
     def conv(x: Tensor, name: str) -> Tensor:
         return F.conv2d(x, weights[f"fine.{name}.weight"], weights[f"fine.{name}.bias"], padding=1)
 
-    height, width = conv1_2.shape[2:]
-    half = conv(conv2_2, "b")[0]
-    y = ((torch.arange(height) - 0.5) / 2).clamp(0, half.shape[1] - 1)
-    x = ((torch.arange(width) - 0.5) / 2).clamp(0, half.shape[2] - 1)
-    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-    up = interpolate_at(half, grid_y.reshape(-1), grid_x.reshape(-1)).t().reshape(1, -1, height, width)
-    softplus = F.softplus(conv(F.relu(conv(conv1_2, "a") + up), "c"))[0, 0]
+    def up(x: Tensor) -> Tensor:
+        height, width = 2 * x.shape[2], 2 * x.shape[3]
+        i = ((torch.arange(height) - 0.5) / 2).clamp(0, x.shape[2] - 1)
+        j = ((torch.arange(width) - 0.5) / 2).clamp(0, x.shape[3] - 1)
+        i, j = torch.meshgrid(i, j, indexing="ij")
+        return interpolate_at(x[0], i.reshape(-1), j.reshape(-1)).t().reshape(1, -1, height, width)
+
+    half = conv(conv2_2, "b")
+    if "fine.d.weight" in weights:
+        half = half + up(conv(conv3_3, "d"))
+    softplus = F.softplus(conv(F.relu(conv(conv1_2, "a") + up(half)), "c"))[0, 0]
     return softplus / (1 + softplus)
 
 
@@ -217,12 +224,12 @@ def extract(
                 seen = torch.cat([seen, seen[:, :, -1:]], dim=2)
             while seen.shape[3] % 4:
                 seen = torch.cat([seen, seen[:, :, :, -1:]], dim=3)
-        dense, conv1_2, conv2_2 = trunk(seen, tensors)
+        dense, *early = trunk(seen, tensors)
         if descriptor_relu:
             dense = F.relu(dense)
         h, w = dense.shape[2:]
         if head == "fine":
-            fine = fine_map(conv1_2, conv2_2, tensors)[:level_height, :level_width]
+            fine = fine_map(*early, tensors)[:level_height, :level_width]
             y, x, scores = fine_level(dense, fine, level, origin)
             i, j = ((y - origin) / 4).clamp(0, h - 1), ((x - origin) / 4).clamp(0, w - 1)
         else:

@@ -21,6 +21,7 @@ from export.photographs import shipped_photographs
 from export.quantize import _group_pixels, _upsample_channels_last
 from export.trunk import D2Net
 from export.verify import PYRAMIDS, compare, verify_model
+from tests.reference import fine_map, trunk
 
 
 def official_state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -45,6 +46,21 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def official_model(official: Path) -> Path:
     return export_checkpoint(official, official.with_suffix(".onnx"))
+
+
+def test_a_fine_head_of_two_maps_makes_nothing_of_the_third(tmp_path: Path) -> None:
+    """As they were up to version 3."""
+    torch.manual_seed(0)
+    net = D2Net((8, 8, 8, 8), fine=4, descriptor_relu=False)
+    state = {key: value for key, value in net.state_dict().items() if not key.startswith("fine.d.")}
+    torch.save({"model": state, "d2feat": {"head": "fine", "descriptor_relu": False}}, tmp_path / "old.pth")
+    image = 50 * torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        _, found = read_checkpoint(tmp_path / "old.pth").net(image)
+        expected = fine_map(*trunk(image, state)[1:], state)
+        _, other = net.eval()(image)
+    torch.testing.assert_close(found[0, 0], expected)
+    assert (other - found).abs().max() > 1e-3, "the third map counts where there is one"
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old-style"])

@@ -23,9 +23,9 @@ def run_network(net: D2Net, images: Tensor, *, bfloat16: bool) -> tuple[Tensor, 
     The trunk runs in bfloat16 if so told; the fine head always in float32, whose resolution its peaks need.
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-        dense, full, half = net.dense_feature_extraction(centred(images))
-    repeatability: Tensor = _fine_head(net)(full.float(), half.float())
-    return dense, repeatability
+        maps = net.dense_feature_extraction(centred(images))
+    repeatability: Tensor = _fine_head(net)(*(early.float() for early in maps[1:]))
+    return maps.dense, repeatability
 
 
 def run_fine_head(net: D2Net, images: Tensor, *, bfloat16: bool) -> Tensor:
@@ -34,7 +34,8 @@ def run_fine_head(net: D2Net, images: Tensor, *, bfloat16: bool) -> Tensor:
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         full = layers[:4](centred(images))
         half = layers[4:9](full)
-    repeatability: Tensor = _fine_head(net)(full.float(), half.float())
+        quarter = layers[9:16](half)
+    repeatability: Tensor = _fine_head(net)(*(early.float() for early in (full, half, quarter)))
     return repeatability
 
 

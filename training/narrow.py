@@ -54,14 +54,14 @@ def narrow(net: D2Net, widths: Sequence[int], fine: int, images: Tensor) -> D2Ne
             thin = convs[i](thin)
             kept.append(chosen)
             inputs = chosen
-        _narrow_fine_head(small, net, kept[1], kept[3], images)
+        _narrow_fine_head(small, net, (kept[1], kept[3], kept[6]), images)
     return small.eval().requires_grad_(False)
 
 
 def widen_fine_head(net: D2Net, fine: int, seed: int = 0) -> D2Net:
     """The same function with a fine head of more channels, for training to make use of.
 
-    The new channels of `a` and `b` are random, with the old ones' deviation; `c` does not read them yet.
+    The new channels of its first layers are random, with the old ones' deviation; `c` does not read them yet.
 
     Args:
         net: a network with a fine head.
@@ -78,8 +78,8 @@ def widen_fine_head(net: D2Net, fine: int, seed: int = 0) -> D2Net:
     wide.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
     assert wide.fine is not None
     with torch.no_grad():
-        _put(wide.fine.a, net.fine.a, (slice(have), slice(None)))
-        _put(wide.fine.b, net.fine.b, (slice(have), slice(None)))
+        for new, old in _first_layers(wide.fine, net.fine):
+            _put(new, old, (slice(have), slice(None)))
         _put(wide.fine.c, net.fine.c, (slice(1), slice(have)))
         _start(wide.fine, torch.arange(have, fine), net.fine, seed)
     return wide.eval().requires_grad_(False)
@@ -100,7 +100,7 @@ def revive_fine_head(net: D2Net, images: Tensor, seed: int = 0) -> D2Net:
     assert revived.fine is not None
     with torch.no_grad():
         maps = net.dense_feature_extraction(images)
-        answers = net.fine.hidden(maps.full, maps.half).amax((0, 2, 3))
+        answers = net.fine.hidden(*maps[1:]).amax((0, 2, 3))
         alive = torch.nonzero(answers > 0).squeeze(1)
         if len(alive):  # else there is nothing to take the new weights' size from
             _start(revived.fine, torch.nonzero(answers == 0).squeeze(1), net.fine, seed, alive)
@@ -118,15 +118,16 @@ def _convolutions(net: D2Net) -> list[nn.Conv2d]:
     return [cast(nn.Conv2d, net.dense_feature_extraction.model[place]) for place in TRUNK_LAYERS]
 
 
-def _narrow_fine_head(small: D2Net, net: D2Net, full: Tensor, half: Tensor, images: Tensor) -> None:
+def _narrow_fine_head(small: D2Net, net: D2Net, kept: Sequence[Tensor], images: Tensor) -> None:
+    """`kept`: the channels that are left of the three maps that the fine head reads."""
     assert net.fine is not None
     assert small.fine is not None
     maps = net.dense_feature_extraction(images)
-    deviation = net.fine.hidden(maps.full, maps.half).std((0, 2, 3))
+    deviation = net.fine.hidden(*maps[1:]).std((0, 2, 3))
     importance = deviation * net.fine.c.weight.square().sum((0, 2, 3)).sqrt()
     chosen = importance.topk(small.fine.c.in_channels).indices.sort().values
-    _take(small.fine.a, net.fine.a, chosen, full)
-    _take(small.fine.b, net.fine.b, chosen, half)
+    for (new, old), inputs in zip(_first_layers(small.fine, net.fine), kept, strict=True):
+        _take(new, old, chosen, inputs)
     _take(small.fine.c, net.fine.c, torch.arange(1), chosen)
 
 
@@ -140,13 +141,17 @@ def _take(new: nn.Conv2d, old: nn.Conv2d, outputs: Tensor, inputs: Tensor) -> No
 def _start(new: FineHead, places: Tensor, old: FineHead, seed: int, like: Tensor | None = None) -> None:
     """Random weights for hidden channels, as large as those of `old` (of its channels `like`), yet unread."""
     random = torch.Generator().manual_seed(seed)
-    for conv, model in ((new.a, old.a), (new.b, old.b)):
+    for conv, model in _first_layers(new, old):
         assert conv.bias is not None
         weight = model.weight if like is None else model.weight[like]
         drawn = torch.randn((len(places), *weight.shape[1:]), generator=random)
         conv.weight[places] = float(weight.std()) * drawn
         conv.bias[places] = 0
     new.c.weight[:, places] = 0
+
+
+def _first_layers(one: FineHead, other: FineHead) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
+    return [(one.a, other.a), (one.b, other.b), (one.d, other.d)]
 
 
 def _put(new: nn.Conv2d, old: nn.Conv2d, place: tuple[slice, slice]) -> None:
