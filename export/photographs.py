@@ -2,6 +2,8 @@
 
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,9 @@ SUFFIXES: Final = frozenset({".webp", ".jpg", ".jpeg", ".png", ".bmp", ".tif", "
 
 SHIPPED: Final = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle")
 """Names of photographs that scikit-image ships."""
+
+TOGETHER: Final = 64
+"""Photographs that are decoded at a time, one a thread."""
 
 
 def shipped_photographs(names: Sequence[str] = SHIPPED) -> dict[str, NDArray[np.uint8]]:
@@ -38,10 +43,15 @@ def read_photographs(source: Path) -> Iterator[NDArray[np.uint8]]:
     """
     if not source.exists():
         raise FileNotFoundError(f"no photographs at {source}")
-    for encoded in _encoded(source):
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-        if image is not None:
-            yield image.astype(np.uint8, copy=False)
+    files = _encoded(source)
+    with ThreadPoolExecutor() as pool:
+        while encoded := list(islice(files, TOGETHER)):
+            yield from (image for image in pool.map(_decoded, encoded) if image is not None)
+
+
+def _decoded(encoded: bytes) -> NDArray[np.uint8] | None:
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    return None if image is None else image.astype(np.uint8, copy=False)
 
 
 def _encoded(source: Path) -> Iterator[bytes]:

@@ -80,6 +80,7 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.out, self.device = config, out, torch.device(device)
+        torch.backends.cudnn.benchmark = True  # all steps are of one size
         self.scenes = list(scenes)
         self._ahead: tuple[int, Future[Pairs]] | None = None
         self._reader = ThreadPoolExecutor(1, "scenes")
