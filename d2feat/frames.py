@@ -1,17 +1,20 @@
 """Frames of one size, a batch at a time: how a GPU does most images a second.
 
-    decoding (threads)  ->  a batch in one run of the network  ->  the caller
+    decoding (threads)  ->  a batch in one run of the network (lanes)  ->  the caller
 
 The model is one of its own (`export.fixed`): one scale, one size, a fixed number of keypoints and no loop, so
 that CUDA can capture a run once and replay it, and TensorRT can compile all of it. Inputs and outputs stay
 where they are on the device; up go bytes, down come C + 3 numbers a keypoint.
+
+A GPU has two lanes for batches: while it computes one, another goes up or comes down.
 """
 
 import os
-import threading
+import queue
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +27,10 @@ from .model import EXACT, FRAMES, find_model
 from .session import Provider, checked, first_provider, import_runtime, is_out_of_memory, run_stoppable, start
 from .stream import Extraction, decode, failed, overlap
 
-_OUTPUTS: Final = ("keypoints", "scores", "descriptors")
+LANES: Final = 2
+"""Of a GPU, where a batch is more than one image: for one alone nothing else is waiting."""
+
+_OUTPUTS: Final = ("keypoints", "scores", "descriptors_0")
 _DEVICES: Final = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 
 
@@ -105,31 +111,20 @@ class FrameExtractor:
         self, model: str | os.PathLike[str], *, provider: Provider = "auto", threads: int = 0
     ) -> None:
         path = find_model(model)
-        started = start(path, *checked(provider, threads), captured=True)
-        shapes = {**started.inputs, **started.outputs}
-        if started.properties.get("contract") != FRAMES or not shapes.keys() >= {"images", *_OUTPUTS}:
-            raise ModelError(
-                f"{path} is no model for frames; make one with d2feat.create_frames, "
-                "or with: python -m export --target frames"
-            )
-        self.batch, height, width, _ = shapes["images"]
+        chosen, count = checked(provider, threads)
+        lane = _Lane(path, chosen, count)
+        self.batch, height, width, _ = lane.shape
         self.size: tuple[int, int] = (width, height)
-        self.nfeatures: int = shapes["scores"][1]
-        self.provider = started.provider
-        device = _DEVICES.get(started.provider, "cpu")
-        value = import_runtime().OrtValue.ortvalue_from_shape_and_type
-        # A captured run reads and writes the same memory each time.
-        self._images = value(shapes["images"], np.uint8, device, 0)
-        self._outputs = {name: value(shapes[name], np.float32, device, 0) for name in _OUTPUTS}
-        self._session, self._binding = started.session, started.session.io_binding()
-        self._binding.bind_ortvalue_input("images", self._images)
-        for name, output in self._outputs.items():
-            self._binding.bind_ortvalue_output(name, output)
-        self._lock = threading.Lock()
+        self.nfeatures = lane.nfeatures
+        self.provider = lane.provider
         self._process = os.getpid()
-        if device != "cpu":  # what is tuned and captured is so before the first image
-            for _ in range(2):
-                self._run([np.zeros((height, width, 3), np.uint8)])
+        lanes = [lane]
+        if self.batch > 1 and self.provider in _DEVICES:
+            lanes += [_Lane(path, chosen, count) for _ in range(LANES - 1)]
+        self._lanes = len(lanes)
+        self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        for lane in lanes:
+            self._free.put(lane)
 
     def extract(self, images: Sequence[Any]) -> list[Features]:
         """Features of images, as `D2Feature.extract` finds them at one scale.
@@ -140,14 +135,23 @@ class FrameExtractor:
         Raises:
             InputError: an image is unusable or of another size; the message says which.
         """
-        return [found.features for found in self.stream(images)]
+        if len(images) > self.batch:
+            return [found.features for found in self.stream(images)]
+        return [found.features for found in self._extracted(0, images, self._decoded(images))]
 
     def stream(self, images: Iterable[Any]) -> Iterator[Extraction]:
         """Features of many images, in order; as `D2Feature.stream`, but as many at a time as a batch has.
 
         A batch waits until it is full or the images end.
         """
-        return chain.from_iterable(overlap(_groups(images, self.batch), self._decoded, self._extracted))
+
+        def extracted(
+            place: int, sources: Sequence[Any], decoded: "Future[list[Image | Exception]]"
+        ) -> list[Extraction]:
+            return self._extracted(place, sources, decoded.result())
+
+        groups = _groups(images, self.batch)
+        return chain.from_iterable(overlap(groups, self._decoded, extracted, self._lanes))
 
     def _decoded(self, sources: Sequence[Any]) -> list[Image | Exception]:
         found: list[Image | Exception] = []
@@ -163,9 +167,8 @@ class FrameExtractor:
         return found
 
     def _extracted(
-        self, place: int, sources: Sequence[Any], decoded: "Future[list[Image | Exception]]"
+        self, place: int, sources: Sequence[Any], images: Sequence[Image | Exception]
     ) -> list[Extraction]:
-        images = decoded.result()
         good = [image for image in images if not isinstance(image, Exception)]
         results: Iterator[Features | Exception]
         try:
@@ -186,15 +189,11 @@ class FrameExtractor:
         # The runtime would wait for threads that a forked process does not inherit.
         if os.getpid() != self._process:
             raise D2FeatError("this extractor was made in another process; make one in each that uses it")
-        batch = np.zeros((self.batch, *images[0].shape), np.uint8)
-        batch[: len(images)] = images
 
         def call(options: Any) -> list[Any]:
+            lane = self._free.get()
             try:
-                with self._lock:
-                    self._images.update_inplace(batch)
-                    self._session.run_with_iobinding(self._binding, options)
-                    return [output.numpy() for output in self._outputs.values()]
+                return lane.run(images, options)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise OutOfMemoryError(
@@ -202,16 +201,72 @@ class FrameExtractor:
                         "time; make the extractor with a smaller batch"
                     ) from error
                 raise D2FeatError(f"ONNX Runtime failed: {error}") from error
+            finally:
+                self._free.put(lane)
 
-        keypoints, scores, descriptors = run_stoppable(call, apart=self.provider not in _DEVICES)
+        keypoints, scores, *descriptors = run_stoppable(call, apart=self.provider not in _DEVICES)
         found = []
         for i in range(len(images)):
             count = np.count_nonzero(scores[i] > 0)
-            points, responses, described = (
-                part[i, :count].copy() for part in (keypoints, scores, descriptors)
+            ones = np.ones(count, np.float32)
+            found.append(
+                Features(keypoints[i, :count], scores[i, :count], ones, descriptors[i][:count], self.size)
             )
-            found.append(Features(points, responses, np.ones(count, np.float32), described, self.size))
         return found
+
+
+class _Lane:
+    """One session, with the arrays that it reads and writes where they are on the device.
+
+    All that it does is done in a thread of its own: the runtime captures a CUDA graph, and keeps cuDNN, for
+    the thread that asks.
+
+    Attributes:
+        shape: (images, height, width, 3) of a batch. nfeatures: of an image at most.
+        provider: the execution provider that runs it.
+    """
+
+    def __init__(self, path: Path, provider: Any, threads: int) -> None:
+        self._thread = ThreadPoolExecutor(1, "d2feat-lane")
+        self._thread.submit(self._open, path, provider, threads).result()
+
+    def _open(self, path: Path, provider: Any, threads: int) -> None:
+        started = start(path, provider, threads, frames=True)
+        shapes = {**started.inputs, **started.outputs}
+        if started.properties.get("contract") != FRAMES or not shapes.keys() >= {"images", *_OUTPUTS}:
+            raise ModelError(
+                f"{path} is no model for frames; make one with d2feat.create_frames, "
+                "or with: python -m export --target frames"
+            )
+        self.shape: tuple[int, ...] = tuple(shapes["images"])
+        self.nfeatures: int = shapes["scores"][1]
+        self.provider = started.provider
+        device = _DEVICES.get(started.provider, "cpu")
+        value = import_runtime().OrtValue.ortvalue_from_shape_and_type
+        # A captured run reads and writes the same memory each time.
+        self._batch = np.zeros(self.shape, np.uint8)
+        self._images = value(shapes["images"], np.uint8, device, 0)
+        names = ("keypoints", "scores", *(f"descriptors_{i}" for i in range(self.shape[0])))
+        self._outputs = [value(shapes[name], np.float32, device, 0) for name in names]
+        self._session, self._binding = started.session, started.session.io_binding()
+        self._binding.bind_ortvalue_input("images", self._images)
+        for name, output in zip(names, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, output)
+        if device != "cpu":  # what is tuned and captured is so before the first image
+            for _ in range(3):
+                self._session.run_with_iobinding(self._binding)
+
+    def run(self, images: Sequence[Image], options: Any) -> list[Any]:
+        """New arrays of keypoints, scores and each image's descriptors; past the last they mean nothing."""
+        return self._thread.submit(self._run, images, options).result()
+
+    def _run(self, images: Sequence[Image], options: Any) -> list[Any]:
+        self._batch[: len(images)] = images
+        self._images.update_inplace(self._batch)
+        self._session.run_with_iobinding(self._binding, options)
+        arrays = [output.numpy() for output in self._outputs]
+        # On the CPU these are the outputs themselves, and so the next run's.
+        return [array if array.flags.owndata else array.copy() for array in arrays]
 
 
 def runs_on_gpu(provider: Provider) -> bool:

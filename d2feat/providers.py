@@ -21,18 +21,21 @@ def with_options(name: str, options: dict[str, Any] | None = None) -> str | tupl
     return (name, merged) if merged else name
 
 
-def with_capture(entries: Sequence[str | tuple[str, dict[str, Any]]]) -> list[Any]:
-    """The list of providers, the first one told to capture its runs as a CUDA graph, unless the caller did.
+def for_frames(entries: Sequence[str | tuple[str, dict[str, Any]]]) -> list[Any]:
+    """The list of providers, the first one told what pays where all images have one size.
 
-    Only the first: it is to run all of the graph, and two cannot capture at once.
+    What the caller said goes over it. Only the first, for it is to run all of the graph, and two cannot
+    capture at once.
     """
     first, *others = entries
     name, options = (first, {}) if isinstance(first, str) else first
-    return [(name, {**_CAPTURE.get(name, {}), **options}), *others]
+    return [(name, {**_FRAMES.get(name, {}), **options}), *others]
 
 
-_CAPTURE: Final = {
-    "CUDAExecutionProvider": {"enable_cuda_graph": True},
+_FRAMES: Final = {
+    # A run is captured once as a CUDA graph and replayed. Tensor cores take channels last, and there cuDNN
+    # can add the bias in the convolution's kernel (docs/speed.md has what each brings).
+    "CUDAExecutionProvider": {"enable_cuda_graph": True, "prefer_nhwc": True, "fuse_conv_bias": True},
     "TensorrtExecutionProvider": {"trt_cuda_graph_enable": True},
 }
 

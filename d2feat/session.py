@@ -23,7 +23,7 @@ from .images import Image
 from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
 from .onnx_file import read_model
 from .processor import has_fast_int8, usable_processors
-from .providers import with_capture, with_options
+from .providers import for_frames, with_options
 
 Result = TypeVar("Result")
 
@@ -354,14 +354,14 @@ class Started(NamedTuple):
     outputs: dict[str, list[Any]]
 
 
-def start(path: Path, provider: Any, threads: int, *, captured: bool = False) -> Started:
+def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> Started:
     """Load a model file into ONNX Runtime.
 
     Args:
         path: of the model.
         provider: name, or tuple of hashable entries; see `open_session`.
         threads: on the CPU.
-        captured: let a GPU's runs be captured once and replayed (CUDA graphs), if the model allows it.
+        frames: let a GPU do what pays for images of one size (`providers.for_frames`), if it can.
 
     Raises:
         ModelError: ONNX Runtime does not load it.
@@ -377,10 +377,10 @@ def start(path: Path, provider: Any, threads: int, *, captured: bool = False) ->
     options.add_session_config_entry("session.load_model_format", "ONNX")  # of what was checked
     content = read_model(path)
     session = None
-    if captured and wanted[0] != _CPU:
+    if frames and wanted[0] != _CPU:
         try:
             session = runtime.InferenceSession(
-                content, options, providers=with_capture(wanted), enable_fallback=0
+                content, options, providers=for_frames(wanted), enable_fallback=0
             )
         except Exception as error:
             _LOG.warning("%s runs without a CUDA graph: %s", path.name, error)

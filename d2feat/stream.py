@@ -98,17 +98,20 @@ def overlap(
     jobs: Iterator[Job],
     prepare: Callable[[Job], Any],
     process: Callable[[int, Job, "Future[Any]"], Result],
+    lanes: int = 1,
 ) -> Iterator[Result]:
-    """Prepare jobs in some threads and process them in one, ahead of whoever takes the results, in order.
+    """Prepare jobs in some threads and process them in others, ahead of who takes the results, in order.
 
     Args:
         jobs: taken one by one, at most `AHEAD` more than were yielded.
         prepare: of a job, done in `DECODERS` threads.
         process: place, job, and what `prepare` will return of it, to the result; raises nothing.
+        lanes: jobs that are processed at a time.
     """
     waiting: deque[Future[Result]] = deque()
     broken: Exception | None = None
-    decoders, network = ThreadPoolExecutor(DECODERS, "d2feat-decode"), ThreadPoolExecutor(1, "d2feat-network")
+    decoders = ThreadPoolExecutor(DECODERS, "d2feat-decode")
+    network = ThreadPoolExecutor(lanes, "d2feat-network")
     index = 0
     try:
         while True:

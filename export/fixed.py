@@ -86,23 +86,27 @@ class Frames(nn.Module):
         if half:
             net.halve()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """B x K x 2 keypoints, B x K scores and B x K x C descriptors of B x H x W x 3 uint8 BGR images."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """B x K x 2 keypoints, B x K scores and B times K x C descriptors of B x H x W x 3 uint8 BGR images.
+
+        Descriptors are an output an image, so that each is an array of its own: memory for those of all,
+        above 32 MB, comes anew from the system for every batch, which takes longer than the batch.
+        """
         levels = preprocess(images)
         dense, repeatability = self.net(levels)
-        # Image by image: one after the other in the graph, which as a CUDA graph costs nothing.
-        found = [
-            fixed_features(dense[i], repeatability[i, 0], levels[i], self.nfeatures)
-            for i in range(len(images))
-        ]
-        keypoints, scores, descriptors = (torch.stack(part) for part in zip(*found, strict=True))
-        return keypoints, scores, descriptors
+
+        def features(dense: Tensor, repeatability: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return fixed_features(dense, repeatability, level, self.nfeatures)
+
+        # All images in each operation: a GPU is busy with the launches of many small ones.
+        keypoints, scores, descriptors = torch.vmap(features)(dense, repeatability[:, 0], levels)
+        return keypoints, scores, *descriptors.unbind()
 
 
 def build_frames(
     checkpoint: Checkpoint, size: tuple[int, int], nfeatures: int, batch: int, *, half: bool
 ) -> ModelProto:
-    """The ONNX model of `Frames`; `images` in, `keypoints`, `scores` and `descriptors` out.
+    """The ONNX model of `Frames`; `images` in, `keypoints`, `scores`, `descriptors_0`, ... out.
 
     Args:
         checkpoint: with a fine head; its network is changed if `half`.
@@ -124,7 +128,7 @@ def build_frames(
         Frames(checkpoint.net, nfeatures, half=half),
         torch.zeros(batch, height, width, 3, dtype=torch.uint8),
         "images",
-        ["keypoints", "scores", "descriptors"],
+        ["keypoints", "scores", *(f"descriptors_{i}" for i in range(batch))],
     )
     helper.set_model_props(
         model, {**checkpoint.metadata, "contract": "frames", "precision": "fp16" if half else "fp32"}

@@ -1,6 +1,7 @@
 """Frames of one size, a batch at a time: the features of `create`, any number of images, a GPU's options."""
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -238,14 +239,39 @@ def test_a_gpu_captures_the_run_in_half_precision_and_keeps_the_arrays_on_the_de
     frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cuda")
     assert frames.provider == CUDA
     assert set(runtime.devices) == {"cuda"}
-    ((providers, fallback),) = runtime.asked
-    assert providers[CUDA]["enable_cuda_graph"] is True
-    assert providers[CUDA]["cudnn_conv_algo_search"] == "HEURISTIC"
-    assert fallback == 0, "or the runtime would go to the CPU where it cannot capture"
+    assert len(runtime.asked) == 2, "one batch is computed while another goes up or comes down"
+    for providers, fallback in runtime.asked:
+        for option in ("enable_cuda_graph", "prefer_nhwc", "fuse_conv_bias"):
+            assert providers[CUDA][option] is True
+        assert providers[CUDA]["cudnn_conv_algo_search"] == "HEURISTIC"
+        assert fallback == 0, "or the runtime would go to the CPU where it cannot capture"
     assert list(cache.glob("frames-*/110x86-60-2-half.onnx"))
     ours = create(60, model=MODEL)
-    for one, image in zip(frames.extract(images), images, strict=True):
+    for one, image in zip(frames.extract(5 * images), 5 * images, strict=True):
         assert_same_features(one, ours.extract(image), position=1e-3, descriptor=1e-2)
+
+
+def test_one_image_at_a_time_needs_one_session(cache: Path, runtime: Runtime) -> None:
+    d2feat.create_frames(SIZE, 60, 1, MODEL, provider="cuda")
+    assert len(runtime.asked) == 1
+
+
+def test_a_session_is_used_by_one_thread_only(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph is captured for the thread that runs it."""
+    lane = frames._free.get()
+    frames._free.put(lane)
+    seen, session = set(), lane._session
+
+    def run(*arguments: Any) -> None:
+        seen.add(threading.get_ident())
+        session.run_with_iobinding(*arguments)
+
+    monkeypatch.setattr(lane, "_session", SimpleNamespace(run_with_iobinding=run))
+    for _ in range(3):
+        frames.extract(images)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("runtime", ["load"], indirect=True)
@@ -267,7 +293,7 @@ def test_where_the_gpu_does_not_load_the_processor_computes_in_single_precision(
 def test_a_gpu_that_cannot_capture_runs_without(
     cache: Path, runtime: Runtime, images: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
-    frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cuda", half=False)
+    frames = d2feat.create_frames(SIZE, 60, 1, MODEL, provider="cuda", half=False)
     assert [providers[CUDA].get("enable_cuda_graph") for providers, _ in runtime.asked] == [True, None]
     assert "without a CUDA graph" in caplog.text
     assert len(frames.extract(images)) == len(images)
@@ -299,7 +325,9 @@ def test_out_of_memory_says_what_to_do_and_the_extractor_stays_usable(
         raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
 
     with monkeypatch.context() as patch:
-        patch.setattr(frames, "_session", SimpleNamespace(run_with_iobinding=starve))
+        lane = frames._free.get()
+        frames._free.put(lane)
+        patch.setattr(lane, "_session", SimpleNamespace(run_with_iobinding=starve))
         found = list(frames.stream(images[:2]))
     assert all(isinstance(one.error, d2feat.OutOfMemoryError) for one in found)
     assert "2 images of 110 x 86 at a time; make the extractor with a smaller batch" in str(found[1].error)
