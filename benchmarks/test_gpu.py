@@ -1,6 +1,7 @@
 """On a GPU: one image, many, and memory. Left out where ONNX Runtime has no provider that loads."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,27 @@ def test_gpu_images_in_batches(
         },
         rounds=5,
     )
+
+
+@pytest.mark.parametrize("provider", ["cuda"], indirect=True)
+def test_gpu_options(
+    benchmark: BenchmarkFixture, provider: str, photo: Callable[[int, int], np.ndarray]
+) -> None:
+    """What each of the options of `d2feat.providers.for_frames` brings, one image at a time."""
+    image = photo(*SIZE)
+    without: dict[str, dict[str, bool]] = {
+        "all options": {},
+        "no CUDA graph": {"enable_cuda_graph": False},
+        "bias apart": {"fuse_conv_bias": False},
+        "bias apart, channels first": {"fuse_conv_bias": False, "prefer_nhwc": False},
+    }
+    made = {
+        name: d2feat.create_frames(
+            SIZE, 2048, 1, provider=[("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+        )
+        for name, options in without.items()
+    }
+    race(benchmark, {name: partial(frames.extract, [image]) for name, frames in made.items()}, rounds=20)
 
 
 @pytest.mark.parametrize("provider", ["cuda"], indirect=True)
