@@ -78,11 +78,18 @@ def right_matches(one: d2feat.Features, two: d2feat.Features, matrix: np.ndarray
     return int((np.linalg.norm(there - two.keypoints[pairs[:, 1]], axis=1) < 3).sum())
 
 
-def test_a_scene_turned_by_any_angle_is_matched(picture: np.ndarray) -> None:
+@pytest.mark.parametrize("degrees", [60, 100, 180])
+def test_a_scene_turned_by_any_angle_is_matched(picture: np.ndarray, degrees: float) -> None:
+    turned, matrix = rotate(picture, degrees)
+    detector = create(nfeatures=300)
+    assert right_matches(detector.extract(picture), detector.extract(turned), matrix) > 150
+
+
+def test_pooling_over_rotations_does_so_for_an_upright_model(picture: np.ndarray) -> None:
     turned, matrix = rotate(picture, 100)
     right = []
     for rotations in (1, 4):
-        detector = create(nfeatures=300, rotations=rotations)
+        detector = create(nfeatures=300, model="d2net-lite", rotations=rotations)
         one, two = detector.extract(picture), detector.extract(turned)
         right.append(right_matches(one, two, matrix))
     assert right[1] > 50
@@ -100,12 +107,14 @@ def turns(one: d2feat.Features, two: d2feat.Features, expected: float = 0) -> np
 
 
 @pytest.mark.parametrize("degrees", [90, 140])
-def test_angles_turn_with_the_scene(picture: np.ndarray, degrees: float) -> None:
-    detector = create(nfeatures=200, rotations=8)
+@pytest.mark.parametrize(("model", "typical"), [("d2net-lite", 15), ("d2net", 20)])
+def test_angles_turn_with_the_scene(picture: np.ndarray, degrees: float, model: str, typical: float) -> None:
+    """Those of a network that holds at any angle are less exact: it answers alike in whatever direction."""
+    detector = create(nfeatures=200, model=model, rotations=8)
     turned, _ = rotate(picture, degrees)
     # Counter-clockwise; cv2 counts clockwise.
     error = turns(detector.extract(picture), detector.extract(turned), -degrees)
-    assert np.median(error) < 15
+    assert np.median(error) < typical
     assert (error < 30).mean() > 0.65, "of all matches, a tenth of which are wrong"
 
 
