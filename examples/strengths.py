@@ -1,7 +1,7 @@
 """Where D2-Net does better than SIFT and where worse: ``python examples/strengths.py -o docs``.
 
 Photographs of scikit-image are changed in ways that are known exactly. A table is printed, and two pictures
-are written: light-blur-jpeg.jpg (better) and rotation.jpg (worse).
+are written: light-blur-jpeg.jpg (light, blur, JPEG) and rotation.jpg (turned).
 """
 
 import argparse
