@@ -7,7 +7,7 @@ The fields of a d2feat KeyPoint:
   near the centre counts most.)
 - ``response``: the detection score; keypoints come best first.
 - ``octave``: log2 of the scale, rounded: 0 at the image's own resolution, 1 at half of it, -1 at double.
-- ``angle``: -1, "not applicable": D2-Net is upright; with `rotations` an orientation, in degrees, that turns
+- ``angle``: -1, "not applicable": D2-Net has none; with `rotations` an orientation, in degrees, that turns
   with the scene (`d2feat.rotations`).
 - ``class_id``: -1.
 """

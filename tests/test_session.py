@@ -83,8 +83,8 @@ def test_out_of_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 def test_eight_bits_agree_with_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pytest.importorskip("skimage.data")
     if not has_fast_int8():
-        # There the runtime's sums of two products saturate (and `create` takes the other model); the graph as it
-        # is written does not.
+        # There the runtime's sums of two products saturate (and `create` takes the other model); the graph as
+        # it is written does not.
         as_written = onnxruntime.SessionOptions()
         as_written.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         monkeypatch.setattr(onnxruntime, "SessionOptions", lambda: as_written)
