@@ -16,8 +16,8 @@ SUFFIXES: Final = frozenset({".webp", ".jpg", ".jpeg", ".png", ".bmp", ".tif", "
 SHIPPED: Final = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle")
 """Names of photographs that scikit-image ships."""
 
-TOGETHER: Final = 64
-"""Photographs that are decoded at a time, one a thread."""
+TOGETHER: Final = 16
+"""Photographs that are decoded at a time, one a thread; so many are in memory, however large."""
 
 
 def shipped_photographs(names: Sequence[str] = SHIPPED) -> dict[str, NDArray[np.uint8]]:
