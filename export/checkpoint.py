@@ -107,10 +107,12 @@ def _network(state: dict[str, Tensor], said: dict[str, Any]) -> D2Net:
     fine = FINE_WIDTH if any(key.startswith("fine.") for key in state) else 0
     if "fine.a.bias" in state:
         fine = len(state["fine.a.bias"].reshape(-1))
+    fine_stride = 2 if "fine.c.bias" in state and state["fine.c.bias"].numel() == 4 else 1
     head = said.get("head", "fine" if fine else "paper")
     if head not in ("fine", "paper") or (head == "fine") != bool(fine):
         raise CheckpointError(f"it says head {head!r} and has {'a' if fine else 'no'} fine head")
-    net = D2Net(widths, fine=fine, descriptor_relu=bool(said.get("descriptor_relu", not said)))
+    relu = bool(said.get("descriptor_relu", not said))
+    net = D2Net(widths, fine=fine, fine_stride=fine_stride, descriptor_relu=relu)
     if net.fine is not None and not any(key.startswith("fine.d.") for key in state):
         # Up to version 3 the fine head read two maps: of the third it makes nothing.
         state = {

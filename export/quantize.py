@@ -36,9 +36,9 @@ BEYOND: Final = 0.001
 GROUP: Final = 4
 """Pixels side by side that the first layer computes as one."""
 
-FLOAT_LAYERS: Final = (FIRST_LAYER, "weights", "ones")
+FLOAT_LAYERS: Final = (FIRST_LAYER, "fine.c.weight", "weights", "ones")
 """Weights of the convolutions that are not quantised: a first layer that is not grouped, and the fine head's
-last, split."""
+last, whole or split."""
 
 GREY_LEVELS: Final = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
 """Eight bits hold the image as it is."""
@@ -166,14 +166,23 @@ def _upsample_channels_last(network: ModelProto) -> ModelProto:
     copied = ModelProto()
     copied.CopyFrom(network)
     graph = copied.graph
-    resizes = [node for node in graph.node if node.op_type == "Resize"]
-    adds = [next(node for node in graph.node if resize.output[0] in node.input) for resize in resizes]
-    relu = next(node for node in graph.node if adds[1].output[0] in node.input)
+    resizes = [node for node in graph.node if node.op_type == "Resize"]  # one or, to full resolution, two
+
+    def reader(node: NodeProto) -> NodeProto:
+        found: NodeProto = next(other for other in graph.node if node.output[0] in other.input)
+        return found
+
+    def other_summand(add: NodeProto, node: NodeProto) -> str:
+        return next(str(name) for name in add.input if name != node.output[0])
+
+    add_half = reader(resizes[0])
+    coarse = resizes[1] if len(resizes) == 2 else add_half
+    add_full = reader(coarse)
+    relu = reader(add_full)
     quarter = resizes[0].input[0]
-    half, full = (
-        next(name for name in add.input if name != resize.output[0])
-        for add, resize in zip(adds, resizes, strict=True)
-    )
+    half, full = other_summand(add_half, resizes[0]), other_summand(add_full, coarse)
+    resized = 'Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (half_sum, , twice)'
+    half_up = resized if len(resizes) == 2 else "Identity (half_sum)"
     nodes = onnx.parser.parse_graph(f"""
       hidden (float[1, C, q, r] {quarter}, float[1, C, h, w] {half}, float[1, C, H, W] {full})
         => (float[1, C, H, W] {relu.output[0]})
@@ -185,7 +194,7 @@ def _upsample_channels_last(network: ModelProto) -> ModelProto:
         half_rows = Transpose <perm = [0, 2, 3, 1]> ({half})
         half_held = Reshape (half_rows, held)
         half_sum = Add (half_held, quarter_up)
-        half_up = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (half_sum, , twice)
+        half_up = {half_up}
         full_rows = Transpose <perm = [0, 2, 3, 1]> ({full})
         full_held = Reshape (full_rows, held)
         sum = Add (full_held, half_up)
@@ -193,7 +202,7 @@ def _upsample_channels_last(network: ModelProto) -> ModelProto:
         hidden = Reshape (positive_sum, held)
         {relu.output[0]} = Transpose <perm = [0, 3, 1, 2]> (hidden)
       }}""").node
-    _replace(graph, [*resizes, *adds, relu], nodes)
+    _replace(graph, [*resizes, add_half, add_full, relu], nodes)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     conv = next(node for node in graph.node if full in node.output)
     width = stored[conv.input[1]].dims[0]

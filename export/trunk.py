@@ -73,28 +73,42 @@ class FineHead(nn.Module):
 
     R = c(relu(a(full) + up(b(half) + up(d(quarter))))), r = softplus(R) / (1 + softplus(R)), in (0, 1).
 
+    With a stride of 2 the hidden layer has a quarter of the pixels: R = shuffle(c(relu(a(full) + b(half) +
+    up(d(quarter))))), where a moves by two pixels and c answers for 2 x 2 at a time, laid out by a pixel
+    shuffle (Shi et al., CVPR 2016). For light models: there, maps at full resolution take much of the time.
+
     Args:
         channels: of the three maps.
         width: channels of the hidden layer.
+        stride: pixels per pixel of the hidden layer, 1 or 2.
     """
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int, stride: int = 1) -> None:
         super().__init__()
         full, half, quarter = channels
-        self.a = nn.Conv2d(full, width, 3, padding=1)
+        self.stride = stride
+        self.a = nn.Conv2d(full, width, 2 + stride, stride=stride, padding=1)
         self.b = nn.Conv2d(half, width, 3, padding=1)
         self.d = nn.Conv2d(quarter, width, 3, padding=1)
-        self.c = nn.Conv2d(width, 1, 3, padding=1)
+        self.c = nn.Conv2d(width, stride * stride, 3, padding=1)
 
     def forward(self, full: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
         """Repeatability r, B x 1 x H x W, from three of `DenseMaps`; H and W are multiples of 4."""
-        softplus = F.softplus(self.c(self.hidden(full, half, quarter)))
-        return softplus / (1 + softplus)
+        answers = self.c(self.hidden(full, half, quarter))
+        positive = _softplus(answers if self.stride == 1 else F.pixel_shuffle(answers, self.stride))
+        return positive / (1 + positive)
 
     def hidden(self, full: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
-        """B x width x H x W float32: what `c` reads."""
+        """B x width x H // stride x W // stride float32: what `c` reads."""
         coarse = self.b(half).float() + _twice(self.d(quarter).float())
-        return F.relu(self.a(full).float() + _twice(coarse))
+        return F.relu(self.a(full).float() + (_twice(coarse) if self.stride == 1 else coarse))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), also where 1 + e^x is 1. ONNX Runtime's own Softplus takes several times as long."""
+    power = torch.exp(x.clamp(max=80))
+    more = 1 + power
+    return torch.log(more) + (power - (more - 1)) / more
 
 
 def _twice(maps: Tensor) -> Tensor:
@@ -107,16 +121,22 @@ class D2Net(nn.Module):
     Args:
         widths: channels of the four blocks (`WIDTHS` for the paper's VGG16).
         fine: channels of the fine head's hidden layer; 0 for none, as in official checkpoints.
+        fine_stride: see `FineHead`.
         descriptor_relu: whether descriptors, too, are taken from max(F, 0), as the official
             checkpoints were trained. Detection always is on max(F, 0).
     """
 
     def __init__(
-        self, widths: Sequence[int] = WIDTHS, *, fine: int = 0, descriptor_relu: bool = True
+        self,
+        widths: Sequence[int] = WIDTHS,
+        *,
+        fine: int = 0,
+        fine_stride: int = 1,
+        descriptor_relu: bool = True,
     ) -> None:
         super().__init__()
         self.dense_feature_extraction = Trunk(widths)
-        self.fine = FineHead(widths[:3], fine) if fine else None
+        self.fine = FineHead(widths[:3], fine, fine_stride) if fine else None
         self.descriptor_relu = descriptor_relu
         self.half_trunk = False
 

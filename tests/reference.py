@@ -116,11 +116,13 @@ def paper_level(dense: Tensor, banned: Tensor | None) -> tuple[Tensor, Tensor, T
 def fine_map(conv1_2: Tensor, conv2_2: Tensor, conv3_3: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """H x W: r = softplus(R) / (1 + softplus(R)), R = c(relu(a(conv1_2) + up(b(conv2_2) + up(d(conv3_3))))).
 
-    Where there is no d, as in the first versions, that map is 0.
+    Where there is no d, as in the first versions, that map is 0. Where c has four outputs, a goes by two
+    pixels, and there is one `up` less: the outputs are for the upper left, upper right, lower left and lower
+    right of 2 x 2 pixels.
     """
 
-    def conv(x: Tensor, name: str) -> Tensor:
-        return F.conv2d(x, weights[f"fine.{name}.weight"], weights[f"fine.{name}.bias"], padding=1)
+    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
+        return F.conv2d(x, weights[f"fine.{name}.weight"], weights[f"fine.{name}.bias"], stride, padding=1)
 
     def up(x: Tensor) -> Tensor:
         height, width = 2 * x.shape[2], 2 * x.shape[3]
@@ -132,7 +134,13 @@ def fine_map(conv1_2: Tensor, conv2_2: Tensor, conv3_3: Tensor, weights: Mapping
     half = conv(conv2_2, "b")
     if "fine.d.weight" in weights:
         half = half + up(conv(conv3_3, "d"))
-    softplus = F.softplus(conv(F.relu(conv(conv1_2, "a") + up(half)), "c"))[0, 0]
+    if len(weights["fine.c.bias"]) == 1:
+        softplus = F.softplus(conv(F.relu(conv(conv1_2, "a") + up(half)), "c"))[0, 0]
+    else:
+        four = conv(F.relu(conv(conv1_2, "a", 2) + half), "c")[0]
+        softplus = torch.zeros(conv1_2.shape[2:])
+        for answer, (y, x) in zip(four, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True):
+            softplus[y::2, x::2] = F.softplus(answer)
     return softplus / (1 + softplus)
 
 

@@ -203,13 +203,23 @@ def test_upstream_coordinates_agree_with_the_formulas_too(official: Path, tmp_pa
     assert all(row.passed for row in rows), rows
 
 
+def test_a_fine_head_of_half_the_resolution_agrees_with_the_formulas(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = D2Net((8, 8, 8, 16), fine=4, fine_stride=2, descriptor_relu=False)
+    torch.save({"model": net.state_dict()}, tmp_path / "half.pth")
+    path = export_checkpoint(tmp_path / "half.pth", tmp_path / "half.onnx")
+    rows = list(verify_model(path, shipped_photographs(("rocket",)), sizes=((123, 163),)))
+    assert all(row.passed and row.keypoints > 50 for row in rows), rows
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(64, 64), (37, 50), (40, 43)])
-def test_the_grouped_first_layer_is_the_same_convolution(size: tuple[int, int]) -> None:
+def test_the_grouped_first_layer_is_the_same_convolution(size: tuple[int, int], stride: int) -> None:
     """With weights that eight bits hold exactly, at every width, up to the border."""
     import onnxruntime
 
     torch.manual_seed(0)
-    net = D2Net((8, 8, 8, 8), fine=4, descriptor_relu=False).eval().requires_grad_(False)
+    net = D2Net((8, 8, 8, 8), fine=4, fine_stride=stride, descriptor_relu=False).eval().requires_grad_(False)
     first = net.dense_feature_extraction.model[0]
     first.weight.copy_(torch.randint(-126, 127, first.weight.shape) / 1024)
     first.weight[:, 0, 0, 0] = 127 / 1024
@@ -225,10 +235,12 @@ def test_the_grouped_first_layer_is_the_same_convolution(size: tuple[int, int]) 
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
 
 
-@pytest.mark.parametrize("fine", [0, 4], ids=["paper", "fine"])
-def test_eight_bits_take_any_width(fine: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fine", "stride"), [(0, 1), (4, 1), (4, 2)], ids=["paper", "fine", "fine of half the resolution"]
+)
+def test_eight_bits_take_any_width(fine: int, stride: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = D2Net((8, 8, 8, 16), fine=fine, descriptor_relu=not fine)
+    net = D2Net((8, 8, 8, 16), fine=fine, fine_stride=stride, descriptor_relu=not fine)
     torch.save({"model": net.state_dict()}, tmp_path / "narrow.pth")
     photos = tmp_path / "photos"
     photos.mkdir()

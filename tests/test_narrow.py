@@ -6,28 +6,31 @@ import numpy as np
 import pytest
 import torch
 
+from d2feat.model import bundled_folder
 from export.checkpoint import read_checkpoint
-from export.trunk import D2Net
+from export.photographs import shipped_photographs
+from export.trunk import D2Net, preprocess
 from training.average import average
 from training.config import Config
-from training.narrow import channels, narrow, revive_fine_head, widen_fine_head
+from training.narrow import channels, narrow, revive_fine_head, stride_fine_head, widen_fine_head
 from training.photos import stack
 from training.trainer import Trainer, TrainingError
 
 WIDE, FINE = (8, 12, 16, 24), 6
 
 
-def wide_net() -> D2Net:
+def wide_net(stride: int = 1) -> D2Net:
     torch.manual_seed(0)
-    return D2Net(WIDE, fine=FINE, descriptor_relu=False).eval().requires_grad_(False)
+    return D2Net(WIDE, fine=FINE, fine_stride=stride, descriptor_relu=False).eval().requires_grad_(False)
 
 
 def images() -> torch.Tensor:
     return 50 * torch.randn((2, 3, 48, 64), generator=torch.Generator().manual_seed(0))
 
 
-def test_nothing_changes_when_all_channels_are_kept() -> None:
-    net = wide_net()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nothing_changes_when_all_channels_are_kept(stride: int) -> None:
+    net = wide_net(stride)
     dense, fine = net(images())
     same_dense, same_fine = narrow(net, WIDE, FINE, images())(images())
     torch.testing.assert_close(same_dense, dense, rtol=1e-3, atol=1e-4)
@@ -77,8 +80,9 @@ def test_only_wider_networks_with_a_fine_head_become_narrow() -> None:
         narrow(D2Net(WIDE), (4, 4, 4, 4), 1, images())
 
 
-def test_a_wider_fine_head_does_the_same_and_can_learn_more() -> None:
-    net = wide_net()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_wider_fine_head_does_the_same_and_can_learn_more(stride: int) -> None:
+    net = wide_net(stride)
     wider = widen_fine_head(net, 16)
     assert channels(wider) == (*WIDE, 16)
     for new, old in zip(wider(images()), net(images()), strict=True):
@@ -89,6 +93,35 @@ def test_a_wider_fine_head_does_the_same_and_can_learn_more() -> None:
         widen_fine_head(net, 4)
     with pytest.raises(ValueError, match="cannot be made"):
         widen_fine_head(D2Net(WIDE), 4)
+
+
+def test_half_the_resolution_begins_with_the_same_where_pixels_are_alike() -> None:
+    """In blocks of 2 x 2, as far as a layer sees no other block."""
+    net = wide_net()
+    alone = net.fine.a.weight[:, :, 1:2, 1:2].clone()
+    net.fine.a.weight.zero_()
+    net.fine.a.weight[:, :, 1:2, 1:2] = alone
+    net.fine.b.weight.zero_()
+    net.fine.d.weight.zero_()
+    strided = stride_fine_head(net).fine
+    full = torch.randn(1, WIDE[0], 12, 16).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    half, quarter = torch.randn(1, WIDE[1], 12, 16), torch.randn(1, WIDE[2], 6, 8)
+    torch.testing.assert_close(strided(full, half, quarter), net.fine(full, half, quarter))
+    with pytest.raises(ValueError, match="stride 1"):
+        stride_fine_head(stride_fine_head(net))
+    with pytest.raises(ValueError, match="stride 1"):
+        stride_fine_head(D2Net(WIDE))
+
+
+def test_half_the_resolution_is_nearly_the_same_in_a_trained_network() -> None:
+    """What training goes on from."""
+    net = read_checkpoint(bundled_folder() / "d2net.onnx").net
+    strided = stride_fine_head(net)
+    maps = net.dense_feature_extraction(
+        preprocess(torch.from_numpy(shipped_photographs()["coffee"][:200, :200]))
+    )
+    both = torch.stack([head(*maps[1:]).flatten() for head in (net.fine, strided.fine)])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.7
 
 
 def test_dead_channels_of_the_fine_head_begin_anew_and_the_others_stay() -> None:
@@ -133,6 +166,10 @@ def test_a_light_model_is_trained_from_a_wide_checkpoint(tmp_path: Path) -> None
         rtol=1e-3,
         atol=1e-4,
     )
+    strided = Trainer(photos, config.override(fine_stride=2), tmp_path / "strided", init=checkpoint).run()
+    assert read_checkpoint(strided).net.fine.stride == 2
+    with pytest.raises(TrainingError, match="stride 1"):
+        Trainer(photos, config.override(fine_stride=1), tmp_path / "back", init=strided)
     wider = config.override(widths=[64, 128, 256, 512])
     with pytest.raises(TrainingError, match="not all within"):
         Trainer(photos, wider, tmp_path / "other", init=checkpoint)

@@ -88,6 +88,8 @@ class Config:
         widths, fine: channels of the trunk's four blocks and of the fine head; () and 0 for those of the
             initial network, which is made narrower (`narrow`) if it is wider than told, its fine head also
             wider.
+        fine_stride: 2 to give the initial network's fine head half the resolution (`stride_fine_head`); 0 to
+            leave it.
         steps, minutes: the budget; steps if positive, else minutes. The schedule spans it.
         batch: pairs per step. size: side of the square views, px.
         trunk_rate, fine_rate: peak AdamW learning rates. warmup: share of the budget for warming up.
@@ -112,6 +114,7 @@ class Config:
     train: Literal["all", "fine"] = "all"
     widths: tuple[int, ...] = ()
     fine: int = 0
+    fine_stride: int = 0
     steps: int = 0
     minutes: float = 60.0
     batch: int = 8
@@ -149,6 +152,8 @@ class Config:
             raise ValueError("match and triplet need descriptors: set them to 0 with train='fine'")
         if len(self.widths) not in (0, 4):
             raise ValueError(f"widths are those of four blocks, not {self.widths}")
+        if self.fine_stride not in (0, 1, 2):
+            raise ValueError(f"fine_stride is 1 or 2, or 0 for that of the network, not {self.fine_stride}")
         if self.size % 16 or self.size < 64:
             raise ValueError(f"size must be a multiple of 16 and at least 64, not {self.size}")
         if not 0 <= self.scenes <= 1:

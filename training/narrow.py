@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Final, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ def narrow(net: D2Net, widths: Sequence[int], fine: int, images: Tensor) -> D2Ne
         raise ValueError("only a network with a fine head can be made narrower")
     if any(new > have for new, have in zip((*widths, fine), channels(net), strict=True)):
         raise ValueError(f"channels {(*widths, fine)} are not all within the network's {channels(net)}")
-    small = D2Net(widths, fine=fine, descriptor_relu=net.descriptor_relu)
+    small = D2Net(widths, fine=fine, fine_stride=net.fine.stride, descriptor_relu=net.descriptor_relu)
     wide, layers = net.dense_feature_extraction.model, small.dense_feature_extraction.model
     wide_convs, convs = _convolutions(net), _convolutions(small)
     inputs = torch.arange(3)
@@ -74,15 +75,48 @@ def widen_fine_head(net: D2Net, fine: int, seed: int = 0) -> D2Net:
     *widths, have = channels(net)
     if net.fine is None or fine < have:
         raise ValueError(f"a fine head of {have} channels cannot be made one of {fine} by widening")
-    wide = D2Net(widths, fine=fine, descriptor_relu=net.descriptor_relu)
+    wide = D2Net(widths, fine=fine, fine_stride=net.fine.stride, descriptor_relu=net.descriptor_relu)
     wide.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
     assert wide.fine is not None
     with torch.no_grad():
         for new, old in _first_layers(wide.fine, net.fine):
             _put(new, old, (slice(have), slice(None)))
-        _put(wide.fine.c, net.fine.c, (slice(1), slice(have)))
+        _put(wide.fine.c, net.fine.c, (slice(None), slice(have)))
         _start(wide.fine, torch.arange(have, fine), net.fine, seed)
     return wide.eval().requires_grad_(False)
+
+
+def stride_fine_head(net: D2Net) -> D2Net:
+    """The network with a fine head of stride 2 (`export.trunk.FineHead`), for training to sharpen.
+
+    Its hidden layer begins as the mean of 2 x 2 pixels of the old one's, but for the ReLU and the other maps'
+    interpolation, and `c` reads it as the old one would if these pixels were alike.
+
+    Args:
+        net: a network with a fine head of stride 1.
+
+    Raises:
+        ValueError: `net` has another head.
+    """
+    if net.fine is None or net.fine.stride != 1:
+        raise ValueError("only a fine head of stride 1 can be made one of stride 2")
+    *widths, fine = channels(net)
+    strided = D2Net(widths, fine=fine, fine_stride=2, descriptor_relu=net.descriptor_relu)
+    strided.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
+    weights = net.fine.state_dict()
+    first, last = weights["a.weight"], weights["c.weight"]
+    mean = first.new_zeros(*first.shape[:2], 4, 4)
+    four = last.new_zeros(4, *last.shape[1:])
+    for y, x in np.ndindex(2, 2):  # of the four pixels
+        mean[:, :, y : y + 3, x : x + 3] += first / 4
+        for dy, dx in np.ndindex(3, 3):
+            # This tap reads pixel (y + dy - 1, x + dx - 1), which is in this cell, counted from -1 on.
+            four[2 * y + x, :, (y + dy + 1) // 2, (x + dx + 1) // 2] += last[0, :, dy, dx]
+    assert strided.fine is not None
+    strided.fine.load_state_dict(
+        {**weights, "a.weight": mean, "c.weight": four, "c.bias": weights["c.bias"].expand(4)}
+    )
+    return strided.eval().requires_grad_(False)
 
 
 def revive_fine_head(net: D2Net, images: Tensor, seed: int = 0) -> D2Net:
@@ -128,7 +162,7 @@ def _narrow_fine_head(small: D2Net, net: D2Net, kept: Sequence[Tensor], images: 
     chosen = importance.topk(small.fine.c.in_channels).indices.sort().values
     for (new, old), inputs in zip(_first_layers(small.fine, net.fine), kept, strict=True):
         _take(new, old, chosen, inputs)
-    _take(small.fine.c, net.fine.c, torch.arange(1), chosen)
+    _take(small.fine.c, net.fine.c, torch.arange(net.fine.c.out_channels), chosen)
 
 
 def _take(new: nn.Conv2d, old: nn.Conv2d, outputs: Tensor, inputs: Tensor) -> None:

@@ -26,7 +26,7 @@ from export.trunk import FINE_WIDTH, MEAN_BGR, WIDTHS, D2Net
 from .config import Config, Weights, config_from_dict
 from .judge import Judgement, judge
 from .loss import centred, losses, total
-from .narrow import channels, narrow, revive_fine_head, widen_fine_head
+from .narrow import channels, narrow, revive_fine_head, stride_fine_head, widen_fine_head
 from .pairs import Pairs, make_pairs
 from .photos import Photos
 from .scenes import Scene
@@ -271,10 +271,20 @@ def schedule(done: float, warmup: float) -> float:
 
 def _initial_network(init: Path | None, config: Config, photos: Photos) -> D2Net:
     if init is None:
-        return D2Net(config.widths or WIDTHS, fine=config.fine or FINE_WIDTH, descriptor_relu=False)
+        return D2Net(
+            config.widths or WIDTHS,
+            fine=config.fine or FINE_WIDTH,
+            fine_stride=config.fine_stride or 1,
+            descriptor_relu=False,
+        )
     net = read_checkpoint(init).net
     if net.fine is None:
         raise TrainingError(f"{init} has no fine head to train")
+    try:
+        if config.fine_stride not in (0, net.fine.stride):
+            net = stride_fine_head(net)
+    except ValueError as error:
+        raise TrainingError(f"{init}: {error}") from None
     *widths, fine = channels(net)
     wanted = config.widths or tuple(widths), config.fine or fine
     size = (config.size, config.size)
