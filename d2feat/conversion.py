@@ -26,8 +26,7 @@ def converted(kind: str, model: str | os.PathLike[str], name: str, build: Callab
         ModelError: there is no such model, it is no checkpoint, or a package that this needs is missing.
     """
     source = find_model(model)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
-    path = cache_folder() / f"{kind}-{source.stem}-{digest}" / f"{name}.onnx"
+    path = cache_folder() / f"{kind}-{source.stem}-{_digest(source)}" / f"{name}.onnx"
     if not path.is_file():
         checkpoints, graphs = needed_export("checkpoint"), needed_export("graph")
         try:
@@ -45,8 +44,21 @@ def needed_export(module: str) -> Any:
     Raises:
         ModelError: it needs a package that is not installed.
     """
-    inside = Path(__file__).parent / "export"
-    return needed(f"{__package__}.export.{module}" if inside.is_dir() else f"export.{module}")
+    package = f"{__package__}.export" if _export_folder().parent == Path(__file__).parent else "export"
+    return needed(f"{package}.{module}")
+
+
+def _export_folder() -> Path:
+    here = Path(__file__).parent
+    return here / "export" if (here / "export").is_dir() else here.parent / "export"
+
+
+def _digest(model: Path) -> str:
+    """Of the model and of the code that converts it: what another version made may be of another kind."""
+    digest = hashlib.sha256(model.read_bytes())
+    for module in sorted(_export_folder().glob("*.py")):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def needed(module: str) -> Any:

@@ -19,6 +19,7 @@ from d2feat.frames import runs_on_gpu
 from tests.conftest import assert_same_features, create, photograph
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
+onnx = pytest.importorskip("onnx", reason="the export extra is not installed")
 pytest.importorskip("onnxscript", reason="the export extra is not installed")
 
 from typer.testing import CliRunner
@@ -149,6 +150,24 @@ def test_models_of_the_two_kinds_are_not_taken_for_each_other(
     path = next(cache.glob("frames-*/*.onnx"))
     with pytest.raises(d2feat.ModelError, match=r"d2feat\.FrameExtractor takes it"):
         d2feat.create(model=path)
+
+
+def test_what_other_code_converted_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an update that makes them otherwise, files in the cache are not what is expected."""
+    builds: list[Any] = []
+
+    def build(checkpoint: Any) -> onnx.ModelProto:
+        builds.append(checkpoint)
+        return onnx.ModelProto()
+
+    monkeypatch.setenv("D2FEAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(conversion, "_export_folder", lambda: tmp_path)
+    paths = []
+    for code in ("one", "one", "another"):
+        (tmp_path / "graph.py").write_text(code)
+        paths.append(conversion.converted("frames", MODEL, "name", build))
+    assert paths[0] == paths[1] != paths[2]
+    assert len(builds) == 2
 
 
 def test_command_line_writes_frames_and_half_precision(tmp_path: Path, images: list[np.ndarray]) -> None:
