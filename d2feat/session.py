@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,9 @@ _MOST_ELEMENTS: Final = 1 << 31
 
 _OUTPUTS: Final = ("keypoints", "scores", "scales", "descriptors", "point_descriptors")
 
+_WINOGRAD: Final = "winograd"
+"""Input of models in single precision by which processors take fewer multiplications (`export.winograd`)."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -79,12 +82,14 @@ class Session:
         info: what it says of itself.
         provider: the execution provider that runs it.
         threads: processors it uses on the CPU.
+        given: inputs that are the same in all runs.
     """
 
     path: Path
     info: ModelInfo
     provider: str
     threads: int
+    given: Mapping[str, npt.NDArray[Any]]
     _session: Any
 
     def run(
@@ -104,7 +109,7 @@ class Session:
         finest = float(pyramid.max())
         if 3 * (height * finest) * (width * finest) >= _MOST_ELEMENTS:
             raise self._too_large(image, pyramid)
-        feeds = _feeds(image, pyramid, max_keypoints, points)
+        feeds = {**_feeds(image, pyramid, max_keypoints, points), **self.given}
 
         def call(options: Any) -> Outputs:
             try:
@@ -334,7 +339,10 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
     info = read_info(started.properties, path)
     if "image" not in started.inputs or not started.outputs.keys() >= set(_OUTPUTS):
         raise ModelError(f"{path} has other inputs and outputs than its contract says: export it again")
-    return Session(path, info, started.provider, threads, started.session)
+    given = {}
+    if started.provider == _CPU and _WINOGRAD in started.optional:
+        given[_WINOGRAD] = np.array(True)
+    return Session(path, info, started.provider, threads, given, started.session)
 
 
 class Started(NamedTuple):
@@ -345,6 +353,7 @@ class Started(NamedTuple):
         provider: that runs it.
         properties: the file's metadata.
         inputs, outputs: their shapes by name.
+        optional: names of the inputs that have a default.
     """
 
     session: Any
@@ -352,6 +361,7 @@ class Started(NamedTuple):
     properties: dict[str, str]
     inputs: dict[str, list[Any]]
     outputs: dict[str, list[Any]]
+    optional: set[str]
 
 
 def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> Started:
@@ -392,6 +402,7 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
         properties = dict(session.get_modelmeta().custom_metadata_map)
         inputs = {value.name: value.shape for value in session.get_inputs()}
         outputs = {value.name: value.shape for value in session.get_outputs()}
+        optional = {value.name for value in session.get_overridable_initializers()}
     except Exception as error:  # also of names that are no text
         raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
     got = session.get_providers()[0]
@@ -403,7 +414,7 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
     else:
         _LOG.info("%s runs on %s", path.name, got)
     _alive.add(session)
-    return Started(session, got, properties, inputs, outputs)
+    return Started(session, got, properties, inputs, outputs, optional)
 
 
 def import_runtime() -> Any:

@@ -26,6 +26,7 @@ from .checkpoint import NETWORK, Checkpoint
 from .geometry import STRIDE, Coordinates, cell_origin
 from .pyramid import FineLevel, PaperLevel
 from .trunk import D2Net, preprocess
+from .winograd import WINOGRAD, offer_winograd
 
 CONTRACT: Final = "1"
 """Version of the inputs, outputs and metadata described in docs/model-format.md."""
@@ -176,6 +177,9 @@ def build_graph(
     body = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
     _splice(body, "network", network, NETWORK)
     _splice(body, "detect_and_describe", detection, "head/")
+    if calibration is None and not half and offer_winograd(body):
+        graph.input.append(helper.make_tensor_value_info(WINOGRAD, onnx.TensorProto.BOOL, []))
+        graph.initializer.append(numpy_helper.from_array(np.array(False), WINOGRAD))
 
     constants: dict[str, np.ndarray] = {
         "mean": np.array(checkpoint.metadata["mean"].split(","), np.float32).reshape(3, 1, 1),

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import d2feat
 from d2feat.model import bundled_folder
+from d2feat.session import open_session
 from export.__main__ import app, export_checkpoint
 from export.checkpoint import CheckpointError, read_checkpoint
 from export.graph import export_network
@@ -21,6 +22,7 @@ from export.photographs import shipped_photographs
 from export.quantize import _group_pixels, _upsample_channels_last
 from export.trunk import D2Net
 from export.verify import PYRAMIDS, compare, verify_model
+from export.winograd import FEWEST_CELLS, WINOGRAD
 from tests.reference import fine_map, trunk
 
 
@@ -210,6 +212,40 @@ def test_a_fine_head_of_half_the_resolution_agrees_with_the_formulas(tmp_path: P
     path = export_checkpoint(tmp_path / "half.pth", tmp_path / "half.onnx")
     rows = list(verify_model(path, shipped_photographs(("rocket",)), sizes=((123, 163),)))
     assert all(row.passed and row.keypoints > 50 for row in rows), rows
+
+
+@pytest.mark.parametrize("fine", [0, 4], ids=["paper", "fine"])
+@pytest.mark.parametrize("size", [(131, 164), (160, 128), (129, 163), (40, 47)])
+def test_winograds_algorithm_is_the_same_convolution(
+    fine: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    """At remainders of a tile, up to the border; maps of fewer cells than pay are convolved either way."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    net = D2Net((4, 8, 256, 256), fine=fine, descriptor_relu=not fine)
+    for value in net.parameters():
+        if value.ndim == 4:
+            torch.nn.init.kaiming_normal_(value)
+    torch.save({"model": net.state_dict()}, tmp_path / "wide.pth")
+    path = export_checkpoint(tmp_path / "wide.pth", tmp_path / "wide.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    height, width = size
+    image = cv2.resize(shipped_photographs(("rocket",))["rocket"], (width, height))
+    x, y = np.meshgrid(np.arange(0, width, 3), np.arange(0, height, 3))
+    points = np.stack([x, y, np.ones_like(x)], axis=2).reshape(-1, 3).astype(np.float32)
+    plain, other = (
+        session.run(["point_descriptors"], {"image": image, "points": points, WINOGRAD: np.array(chosen)})[0]
+        for chosen in (False, True)
+    )
+    np.testing.assert_allclose(other, plain, atol=2e-5)
+    large = (height // 4 - 1) * (width // 4 - 1) >= FEWEST_CELLS
+    assert np.array_equal(other, plain) != large, "or it was not computed otherwise"
+    assert list(open_session(path, "cpu").given) == [WINOGRAD]
+
+
+def test_narrow_networks_have_no_use_for_it() -> None:
+    assert not open_session("d2net-lite", "cpu").given
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -1,5 +1,6 @@
 """Which options ONNX Runtime's providers are given, by a stand-in for a runtime that has them."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,7 @@ def test_out_of_memory_says_what_to_do_and_the_object_stays_usable(message: str)
             raise RuntimeError(message)
         return opened._session.run(*arguments)
 
-    starved = sessions.Session(opened.path, opened.info, CUDA, 1, SimpleNamespace(run=run))
+    starved = replace(opened, provider=CUDA, given={}, _session=SimpleNamespace(run=run))
     with pytest.raises(d2feat.OutOfMemoryError, match=r"tiles \(tile=1024.*maxEdge"):
         starved.run(image, np.ones(1))
     full = False

@@ -1,5 +1,6 @@
 """Which model, provider and processors are taken, and what is said when one cannot be had."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +75,7 @@ def test_out_of_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
     session = SimpleNamespace(run=fail)
     opened = sessions.open_session(EXACT, "cpu")
-    starved = sessions.Session(opened.path, opened.info, opened.provider, opened.threads, session)
+    starved = replace(opened, _session=session)
     with pytest.raises(d2feat.OutOfMemoryError, match=r"40 x 30.*lower maxEdge") as caught:
         starved.run(np.zeros((30, 40, 3), np.uint8), np.ones(1))
     assert isinstance(caught.value, MemoryError)
