@@ -25,7 +25,7 @@ from .features import Features
 from .images import Image, as_image
 from .model import EXACT, FRAMES, find_model
 from .session import Provider, checked, first_provider, import_runtime, is_out_of_memory, run_stoppable, start
-from .stream import Extraction, decode, failed, overlap
+from .stream import Extraction, decode, failed, overlap, taken
 
 LANES: Final = 2
 """Of a GPU, where a batch is more than one image: for one alone nothing else is waiting."""
@@ -152,7 +152,7 @@ class FrameExtractor:
         ) -> list[Extraction]:
             return self._extracted(place, sources, decoded.result())
 
-        groups = _groups(images, self.batch)
+        groups = _groups(taken(images), self.batch)
         return chain.from_iterable(overlap(groups, self._decoded, extracted, self._lanes))
 
     def _decoded(self, sources: Sequence[Any]) -> list[Image | Exception]:

@@ -265,7 +265,14 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
         ProviderError: the provider asked for cannot be had; the message says why and what to do.
     """
     chosen, count = checked(provider, threads)
-    path = find_model(_default_model(chosen) if model == DEFAULT else model)
+    if model == DEFAULT:
+        found = open_session(_default_model(chosen), provider, threads)
+        suits = _default_model("cpu")
+        if provider == "auto" and found.provider == _CPU and found.path.stem != suits:
+            # A GPU's runtime that found no GPU.
+            return open_session(suits, "cpu", threads)
+        return found
+    path = find_model(model)
     state = path.stat()
     key = path, (state.st_mtime_ns, state.st_size), chosen, count
     with _lock:

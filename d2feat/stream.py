@@ -8,15 +8,17 @@ images of any size may follow each other.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat, zip_longest
 from typing import Any, Final, TypeVar
 
 import cv2
+import numpy as np
 
-from .errors import D2FeatError
+from .errors import D2FeatError, InputError
 from .features import Features, Floats
 from .images import read_image
 
@@ -24,6 +26,8 @@ AHEAD: Final = 4
 """Images under way at most: decoded, in the network, or not yet taken by the caller."""
 
 DECODERS: Final = 2
+
+_END: Final = object()
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -82,7 +86,7 @@ def stream(
         images: paths of files, or images; taken one by one, at most `AHEAD` more than were yielded.
         masks: as many masks, or None.
     """
-    pairs = ((image, None) for image in images) if masks is None else zip(images, masks, strict=True)
+    pairs = zip(taken(images), repeat(None)) if masks is None else _masked(images, masks)
 
     def extracted(index: int, pair: tuple[Any, Any], image: "Future[Any]") -> Extraction:
         source, mask = pair
@@ -91,7 +95,26 @@ def stream(
         except Exception as error:
             return failed(index, source, error)
 
-    return overlap(iter(pairs), lambda pair: decode(pair[0]), extracted)
+    return overlap(pairs, lambda pair: decode(pair[0]), extracted)
+
+
+def taken(images: Iterable[Any]) -> Iterator[Any]:
+    """Images one by one; arrays that come from no list are copied: a camera may fill one again and again."""
+    if isinstance(images, Sequence):
+        yield from images
+        return
+    for image in images:
+        yield image.copy() if isinstance(image, np.ndarray) else image
+
+
+def _masked(images: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    for count, (image, mask) in enumerate(zip_longest(taken(images), taken(masks), fillvalue=_END)):
+        if image is _END or mask is _END:
+            fewer, more = ("images", "masks") if image is _END else ("masks", "images")
+            raise InputError(
+                f"there are only {count} {fewer}, and more {more}: every image needs a mask or None"
+            )
+        yield image, mask
 
 
 def overlap(

@@ -190,16 +190,3 @@ def test_as_a_module_it_prints_no_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: no image file")
     assert done.stderr.count("\n") == 1
-
-
-def test_importing_d2feat_stays_light() -> None:
-    heavy = ("typer", "rich", "onnxruntime", "torch", "matplotlib", "skimage", "pooch")
-    code = f"import sys, d2feat; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(d2feat.__file__).parents[1],
-    )
-    assert done.stdout.strip() == "[]"

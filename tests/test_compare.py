@@ -63,10 +63,12 @@ def test_too_few_matches_estimate_nothing(count: int) -> None:
         assert estimate.inliers.shape == (count,)
 
 
-def test_points_in_one_place_estimate_nothing() -> None:
+def test_points_in_one_place_estimate_no_homography() -> None:
     points = np.full((20, 2), 7, np.float32)
-    estimate_fundamental(points, points)  # whatever it says, it does not raise
-    assert estimate_homography(points, points).inliers.shape == (20,)
+    found = estimate_homography(points, points)
+    assert found.matrix is None
+    assert found.inliers.shape == (20,)
+    assert estimate_fundamental(points, points).inliers.shape == (20,)
 
 
 def test_images_without_features() -> None:

@@ -1,5 +1,6 @@
 """Which model, provider and processors are taken, and what is said when one cannot be had."""
 
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,25 @@ def test_the_default_model_suits_the_processor(
 ) -> None:
     monkeypatch.setattr(sessions, "has_fast_int8", lambda: fast)
     assert sessions.open_session("auto", "cpu").path.stem == expected
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, FAST), (False, EXACT)])
+def test_a_gpus_runtime_without_a_gpu_takes_what_suits_the_processor(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
+) -> None:
+    def start(content: bytes, options: Any, **_: Any) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    runtime = SimpleNamespace(
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        SessionOptions=onnxruntime.SessionOptions,
+        InferenceSession=start,
+        __file__="/nowhere/onnxruntime.py",
+    )
+    monkeypatch.setattr(sessions, "import_runtime", lambda: runtime)
+    monkeypatch.setattr(sessions, "has_fast_int8", lambda: fast)
+    monkeypatch.setattr(sessions, "_cache", OrderedDict())
+    assert sessions.open_session("auto").path.stem == expected
 
 
 def test_objects_that_ask_for_the_same_share_one_session() -> None:

@@ -59,8 +59,26 @@ def test_masks_go_with_their_images(detector: d2feat.D2Feature, images: list[np.
     assert_same_features(first.features, detector.extract(images[0], masks[0]))
     assert_same_features(second.features, detector.extract(images[1]))
     assert all(one.keypoints == () and one.descriptors is None for one in others)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(d2feat.InputError, match="only 2 masks, and more images"):
         list(detector.stream(images, masks[:2]))
+    with pytest.raises(d2feat.InputError, match="only 1 images, and more masks"):
+        list(detector.stream(images[:1], masks))
+
+
+def test_a_camera_may_fill_one_array_again_and_again(
+    detector: d2feat.D2Feature, images: list[np.ndarray]
+) -> None:
+    """Images are taken ahead of the network."""
+    pictures = [cv2.resize(image, (96, 72)) for image in images]
+
+    def camera() -> Iterator[np.ndarray]:
+        buffer = np.empty_like(pictures[0])
+        for picture in pictures:
+            buffer[:] = picture
+            yield buffer
+
+    for one, picture in zip(detector.stream(camera()), pictures, strict=True):
+        assert_same_features(one.features, detector.extract(picture))
 
 
 def test_a_broken_image_says_which_and_the_others_come(

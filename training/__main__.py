@@ -41,7 +41,7 @@ def main(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        config = Config().override(minutes=minutes, steps=steps, **_changes(set_ or []))
+        config = Config().override(**{"minutes": minutes, "steps": steps, **_changes(set_ or [])})
         collection = read_photos(photos, limit=limit)
         places = read_scenes(scenes) if scenes else []
         run = trainer.Trainer(collection, config, out, scenes=places, init=init, device=device)
