@@ -20,7 +20,7 @@ written by `replacing`, and long work as one such file a step, joined by `pack` 
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,23 +154,29 @@ def replacing(path: Path) -> Iterator[Any]:
         partial.unlink(missing_ok=True)
 
 
-def pack(parts: Iterable[Path], path: Path) -> None:
+def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> None:
     """Join HDF5 files into one new file at `path`.
 
     A group that several hold in part is merged; numbers that are attributes of the files are added up.
+
+    Args:
+        without: groups that are not taken from the first of the files, for others replace them.
     """
     with replacing(path) as whole:
-        for part in parts:
+        for place, part in enumerate(parts):
             with open_hdf5(part) as file:
-                _merge(file, whole)
+                _merge(file, whole, () if place else without)
                 for name, number in file.attrs.items():
                     whole.attrs[name] = whole.attrs.get(name, 0) + number
 
 
-def _merge(source: Any, target: Any) -> None:
+def _merge(source: Any, target: Any, without: Collection[str]) -> None:
     for name, item in source.items():
-        if hasattr(item, "items") and name in target:
-            _merge(item, target[name])
+        if name in without:
+            continue
+        inside = {path.removeprefix(f"{name}/") for path in without if path.startswith(f"{name}/")}
+        if hasattr(item, "items") and (inside or name in target):
+            _merge(item, target.require_group(name), inside)
         else:
             source.copy(item, target, name)
 

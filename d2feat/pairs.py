@@ -4,6 +4,8 @@ import functools
 import hashlib
 import shutil
 import time
+import types
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -67,21 +69,31 @@ def match_pairs(
 
     What is done survives a kill: the pairs that share their first image are a file of their own, in
     ``OUT.parts``, until all are joined. The file's attribute ``seconds`` says how long it took.
+    A part is taken only if it was made of the same features by the same rule. A rule that is neither a
+    function of a module nor a `functools.partial` of one cannot be known again: all its pairs are matched.
+
+    Raises:
+        InputError: there is no such file, or it lacks an image of the pairs.
     """
     folder = out.with_name(out.name + ".parts")
     folder.mkdir(parents=True, exist_ok=True)
     by_first: dict[str, list[str]] = {}
     for first, second in pairs:
         by_first.setdefault(first, []).append(second)
-    parts = []
+    parts, ruled = [], _identity(rule)
     with hdf5.open_hdf5(features) as file:
 
         @functools.lru_cache(HELD)
         def read(name: str) -> Features:
             return hdf5.read_features(file, name)
 
+        @functools.cache
+        def digest(name: str) -> str:
+            return _digest(read(name))
+
         for first, others in by_first.items():
-            key = hashlib.sha256("\n".join([first, *others]).encode()).hexdigest()[:32]
+            made_of = [f"{name}\n{digest(name)}" for name in (first, *others)]
+            key = hashlib.sha256("\n".join([ruled, *made_of]).encode()).hexdigest()[:32]
             parts.append(folder / f"{key}.h5")
             if not parts[-1].exists():
                 start = time.perf_counter()
@@ -93,3 +105,23 @@ def match_pairs(
             yield len(others)
     hdf5.pack(parts, out)
     shutil.rmtree(folder)
+
+
+def _digest(features: Features) -> str:
+    """Of all that a rule can see: the same settings may give others on another device."""
+    arrays = [features.keypoints, features.scores, features.scales, features.descriptors, features.angles]
+    found = hashlib.sha256(repr(features.image_size).encode())
+    for array in arrays:
+        if array is not None:
+            found.update(repr(array.shape).encode())
+            found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _identity(rule: Callable[..., Any]) -> str:
+    """What tells a rule from others: its name and what is bound to it. Closures and methods hold more."""
+    if isinstance(rule, functools.partial):
+        return f"{_identity(rule.func)} {rule.args} {sorted(rule.keywords.items())}"
+    if isinstance(rule, types.FunctionType) and "<" not in rule.__qualname__:
+        return f"{rule.__module__}.{rule.__qualname__}"
+    return uuid.uuid4().hex

@@ -1,11 +1,14 @@
 """`d2feat extract`: names, resumption after a kill, images that cannot be read, matches, and Ray."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +21,9 @@ from tests.test_cli import assert_one_line_error, invoke
 
 pytest.importorskip("h5py", reason="HDF5 files are written")
 
-from d2feat.collection.parts import part_path, parts_folder, still_to_do, write_part
-from d2feat.hdf5 import image_names, open_hdf5, read_features, read_matches
+from d2feat.collection.parts import DIGEST, digest, part_path, parts_folder, still_to_do, write_part
+from d2feat.hdf5 import image_names, open_hdf5, read_features, read_matches, replacing, write_features
+from d2feat.pairs import match_features, match_pairs
 
 COMMAND = ["--model", "d2net", "--provider", "cpu", "--nfeatures", "100"]
 
@@ -129,10 +133,106 @@ def test_a_kill_between_joining_and_removing_loses_nothing(folder: Path, tmp_pat
     with open_hdf5(out) as file:
         features, settings = read_features(file, "a.png"), file["a.png"].attrs["d2feat"]
     parts_folder(out).mkdir()
-    write_part(parts_folder(out), "a.png", features, settings)
-    assert still_to_do(out, ["a.png", "b.jpg", "c.png"], settings) == ["c.png"]
+    write_part(parts_folder(out), "a.png", features, settings, digest(folder / "a.png"))
+    images = {name: folder / name for name in ("a.png", "b.jpg", "sub/c.webp")}
+    assert still_to_do(out, images, settings) == ["sub/c.webp"]
     assert invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND).exit_code == 0
     assert names_in(out) == ["a.png", "b.jpg"]
+
+
+def picture(seed: int) -> np.ndarray:
+    """A small image of its own."""
+    x = 20 * seed
+    return photograph("chelsea", (400, 300))[40 : 40 + 70, x : x + 90]
+
+
+def assert_holds_features_of(out: Path, images: dict[str, Path]) -> None:
+    """The file holds the features of these images as they are, and no others."""
+    assert names_in(out) == sorted(images)
+    d2 = create(100, scales=d2feat.MULTISCALE)
+    with open_hdf5(out) as file:
+        for name, path in images.items():
+            expected = d2.extract(cv2.imread(str(path)))
+            assert len(expected) > 10
+            assert_same_features(read_features(file, name), expected, position=1e-3, descriptor=1e-3)
+
+
+def test_other_files_of_the_same_names_are_extracted(folder: Path, tmp_path: Path) -> None:
+    out, other, copy = tmp_path / "features.h5", tmp_path / "other", tmp_path / "copy"
+    (folder / "broken.jpg").unlink()
+    assert invoke("extract", folder, "-o", out, *COMMAND).exit_code == 0
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)  # as a fresh checkout: new times
+    assert "0 of 5 images extracted, 5 were done" in invoke("extract", copy, "-o", out, *COMMAND).output
+    # Another folder, of which one image is the same.
+    shutil.copytree(folder, other)
+    for i, name in enumerate(GOOD[1:]):
+        cv2.imwrite(str(other / name), picture(i))
+    assert "4 of 5 images extracted, 1 were done" in invoke("extract", other, "-o", out, *COMMAND).output
+    assert_holds_features_of(out, {name: other / name for name in GOOD})
+    # An image that changed, though neither its size nor its time did.
+    path, before = tmp_path / "x.bmp", tmp_path / "before.h5"
+    cv2.imwrite(str(path), picture(0))
+    status = path.stat()
+    assert "1 of 1" in invoke("extract", path, "-o", before, *COMMAND).output
+    cv2.imwrite(str(path), picture(5))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert "1 of 1" in invoke("extract", path, "-o", before, *COMMAND).output
+    assert_holds_features_of(before, {"x.bmp": path})
+
+
+def test_parts_of_other_files_are_not_joined(folder: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "features.h5", tmp_path / "other"
+    other.mkdir()
+    for i, name in enumerate(["a.png", "b.jpg"]):
+        cv2.imwrite(str(other / name), picture(i))
+    ours, theirs = ({name: at / name for name in ("a.png", "b.jpg")} for at in (folder, other))
+    assert invoke("extract", other, "-o", out, *COMMAND).exit_code == 0
+    # A run on `folder` was killed when it had done one image.
+    with open_hdf5(out) as file:
+        settings = file["a.png"].attrs["d2feat"]
+    parts_folder(out).mkdir()
+    write_part(
+        parts_folder(out),
+        "a.png",
+        create(100, scales=d2feat.MULTISCALE).extract(cv2.imread(str(folder / "a.png"))),
+        settings,
+        digest(folder / "a.png"),
+    )
+    assert still_to_do(out, ours, settings) == ["b.jpg"]
+    assert still_to_do(out, theirs, settings) == []
+    assert invoke("extract", other, "-o", out, *COMMAND).exit_code == 0
+    assert_holds_features_of(out, theirs)
+
+
+def test_what_is_no_image_any_more_has_no_features(folder: Path, tmp_path: Path) -> None:
+    out, listed = tmp_path / "features.h5", tmp_path / "photos/list.txt"
+    listed.write_text("a.png\nb.jpg\nsub/c.webp\n")
+    assert invoke("extract", listed, "-o", out, *COMMAND).exit_code == 0
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "b.jpg").rename(folder / "away.jpg")
+    result = invoke("extract", listed, "-o", out, *COMMAND)
+    assert result.exit_code == 1
+    assert "skipped a.png" in result.output
+    assert "skipped b.jpg" in result.output
+    # Nothing says that the missing image is another.
+    assert names_in(out) == ["b.jpg", "sub/c.webp"]
+    (folder / "away.jpg").rename(folder / "b.jpg")
+    result = invoke("extract", folder / "b.jpg", folder / "sub/c.webp", "-o", out, *COMMAND)
+    assert "0 of 2 images extracted, 2 were done" in result.output
+
+
+def test_features_without_a_digest_are_read_and_made_anew(folder: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "features.h5", [folder / "a.png", folder / "b.jpg"]
+    assert invoke("extract", *images, "-o", out, *COMMAND).exit_code == 0
+    with open_hdf5(out, "r+") as file:  # as earlier releases wrote it
+        for name in image_names(file):
+            del file[name].attrs[DIGEST]
+    result = invoke("extract", images[0], "-o", out, *COMMAND, "--match", "all")
+    assert "1 of 1 images extracted" in result.output
+    assert "1 pairs" in result.output
+    assert_holds_features_of(out, {path.name: path for path in images})
+    assert "0 of 1 images extracted" in invoke("extract", images[0], "-o", out, *COMMAND).output
 
 
 def test_pairs_are_matched(folder: Path, tmp_path: Path) -> None:
@@ -156,6 +256,77 @@ def test_pairs_are_matched(folder: Path, tmp_path: Path) -> None:
     pairs.write_text("a.png nobody.png\n")
     result = invoke("extract", folder, "-o", out, *COMMAND, "--match", pairs)
     assert_one_line_error(result, "line 1", "nobody.png")
+
+
+def test_matches_of_other_features_are_not_taken(folder: Path, tmp_path: Path) -> None:
+    out, matches = tmp_path / "features.h5", tmp_path / "features-matches.h5"
+    command = ["extract", folder / "sub", "-o", out, *COMMAND]
+    assert invoke(*command).exit_code == 0
+    pairs = [("a.png", "c.webp"), ("a.png", "d.png"), ("c.webp", "d.png")]
+    assert next(match_pairs(pairs, out, matches)) == 2  # and then it was killed
+    assert len(list(parts_folder(matches).glob("*.h5"))) == 1
+    out.unlink()
+    assert "3 pairs" in invoke(*command[:-1], "50", "--match", "all").output
+    with open_hdf5(out) as file, open_hdf5(matches) as found:
+        features = {name: read_features(file, name) for name in image_names(file)}
+        for one, two in pairs:
+            expected, _ = match_features(features[one], features[two])
+            assert len(expected) > 5
+            np.testing.assert_array_equal(read_matches(found, one, two)[0], expected)
+    # Features that change without --match leave the matches behind, which is said.
+    assert "was made before" not in invoke(*command[:-1], "50").output
+    cv2.imwrite(str(folder / "sub/a.png"), picture(1))
+    assert "was made before" in invoke(*command[:-1], "50").output
+
+
+seen: list[int] = []
+
+
+def counted_rule(one: d2feat.Features, two: d2feat.Features, **rule: Any) -> Any:
+    """`match_features`, and a note of it."""
+    seen.append(len(one))
+    return match_features(one, two, **rule)
+
+
+def test_matches_by_another_rule_are_not_taken(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    out, pairs = tmp_path / "m.h5", [("a", "b"), ("b", "c")]
+    with replacing(tmp_path / "f.h5") as file:
+        for name in "abc":
+            descriptors = random.normal(size=(30, 8)).astype(np.float32)
+            descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+            ones = np.ones(30, np.float32)
+            points = random.uniform(0, 99, (30, 2)).astype(np.float32)
+            write_features(file, name, d2feat.Features(points, ones, ones, descriptors, (100, 100)))
+
+    def matched(rule: Any) -> int:
+        """How many pairs a whole run calls the rule for."""
+        seen.clear()
+        for _ in match_pairs(pairs, tmp_path / "f.h5", out, rule):
+            pass
+        return len(seen)
+
+    def killed(rule: Any) -> None:
+        """Stop a run after the first pair."""
+        next(match_pairs(pairs, tmp_path / "f.h5", out, rule))
+
+    def count() -> int:
+        with open_hdf5(out) as file:
+            return len(read_matches(file, "a", "b")[0])
+
+    killed(partial(counted_rule, ratio=0.9))
+    assert matched(partial(counted_rule, ratio=0.9)) == 1  # the other pair was done
+    strict = count()
+    killed(partial(counted_rule, ratio=0.9))
+    assert matched(counted_rule) == 2
+    assert count() > strict
+
+    def closure(ratio: float | None) -> Any:
+        return lambda one, two: counted_rule(one, two, ratio=ratio)
+
+    killed(closure(0.9))
+    assert matched(closure(None)) == 2
+    assert count() > strict
 
 
 def test_what_cannot_be_written_is_said_before_the_work(folder: Path, tmp_path: Path) -> None:
@@ -213,6 +384,15 @@ def test_ray_gives_the_same_though_a_worker_is_killed(folder: Path, tmp_path: Pa
             assert_same_features(
                 read_features(one, name), read_features(other, name), position=1e-2, descriptor=1e-2
             )
+    cv2.imwrite(str(folder / "sub/a.png"), picture(1))
+    again = subprocess.run(
+        [*map(str, process.args), "--workers", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        check=False,
+    )
+    assert "1 of 35 images extracted, 34 were done" in again.stdout, again.stderr
 
 
 @ray_wanted

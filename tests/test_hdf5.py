@@ -156,3 +156,19 @@ def test_parts_are_packed_with_groups_merged(tmp_path: Path) -> None:
         assert file.attrs["seconds"] == 3
         np.testing.assert_array_equal(hdf5.read_features(file, "db/b").keypoints, two.keypoints)
         assert file["db/a/keypoints"].attrs["uncertainty"] == 1.5
+
+
+def test_a_pack_replaces_groups_of_the_first_file(tmp_path: Path) -> None:
+    old, new = some_features(5, seed=1), some_features(3, seed=2)
+    with hdf5.replacing(tmp_path / "f.h5") as file:
+        for name in ("a", "db/a", "db/b", "db/sub/a"):
+            hdf5.write_features(file, name, old)
+            file[name].attrs["of"] = "old"
+    with hdf5.replacing(tmp_path / "new.h5") as file:
+        hdf5.write_features(file, "db/a", new)
+        file["db/a"].attrs["of"] = "new"
+    hdf5.pack([tmp_path / "f.h5", tmp_path / "new.h5"], tmp_path / "f.h5", ["db/a", "db/sub/a"])
+    with hdf5.open_hdf5(tmp_path / "f.h5") as file:
+        held = {name: file[name].attrs["of"] for name in hdf5.image_names(file)}
+        assert held == {"a": "old", "db/a": "new", "db/b": "old"}
+        assert hdf5.count_features(file, "db/a") == 3

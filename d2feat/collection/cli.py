@@ -20,7 +20,7 @@ from ..options import Model, Multiscale, Provider
 from ..pairs import match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
-from .parts import join_parts, parts_folder, still_to_do
+from .parts import digest, join_parts, parts_folder, still_to_do
 
 
 class Engine(StrEnum):
@@ -66,7 +66,7 @@ def extract(
 ) -> None:
     """Extract the features of many images into one file, in hloc's layout.
 
-    The same command again goes on where it was stopped or killed, and takes images that are new.
+    The same command again goes on where it was stopped or killed, and takes images that are new or changed.
     Images that cannot be read are reported and skipped; the exit code is then 1.
     """
     images = find_images(sources)
@@ -94,16 +94,20 @@ def extract(
         failed = _to_hdf5(detector, images, out, engine, workers, gpus)
     for name, why in failed:
         console.print(f"[red]skipped[/red] {name}: {why}", soft_wrap=True, style=None)
+    matches = out.with_name(f"{out.stem}-matches{out.suffix}")
     if match:
         with open_hdf5(out) as file:
             held = image_names(file)
         pairs = list(itertools.combinations(held, 2)) if match == "all" else read_pairs(Path(match), held)
-        matches = out.with_name(f"{out.stem}-matches{out.suffix}")
         with _progress() as progress:
             task = progress.add_task("matching", total=len(pairs))
             for done in match_pairs(pairs, out, matches):
                 progress.advance(task, done)
         console.print(f"wrote {matches}: {len(pairs)} pairs", soft_wrap=True, markup=False)
+    elif matches.exists() and matches.stat().st_mtime_ns < out.stat().st_mtime_ns:
+        console.print(
+            f"{matches} was made before {out} changed; --match makes it anew", soft_wrap=True, markup=False
+        )
     if failed:
         raise typer.Exit(1)
 
@@ -112,7 +116,8 @@ def _to_hdf5(
     detector: D2Feature, images: dict[str, Path], out: Path, engine: Engine, workers: int, gpus: float
 ) -> list[tuple[str, str]]:
     settings, folder = _settings(detector), parts_folder(out)
-    todo = {name: images[name] for name in still_to_do(out, images, settings)}
+    with console.status("comparing the images with those that are done"):
+        todo = {name: images[name] for name in still_to_do(out, images, settings)}
     folder.mkdir(exist_ok=True)
     results: Iterable[tuple[str, str | None]]
     if not todo:
@@ -130,7 +135,8 @@ def _to_hdf5(
             progress.advance(task)
             if why is not None:
                 failed.append((name, why))
-    held = join_parts(out, images)
+    # What `out` holds of a file that is no image now is of another; of a missing file it may still be right.
+    held = join_parts(out, images, [name for name, _ in failed if digest(images[name])])
     console.print(
         f"{len(todo) - len(failed)} of {len(images)} images extracted, "
         f"{len(images) - len(todo)} were done; {out} holds {held}",

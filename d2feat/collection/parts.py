@@ -2,11 +2,14 @@
 
 ``features.h5.parts/`` holds one HDF5 file an image, written whole or not at all. When all images are done
 they are joined into ``features.h5``, which takes its place whole or not at all, and the folder goes.
+
+With each image's features is the digest of its file. What is done is what has the digest that the file has
+now: other files under the same name are extracted anew, and so are images of releases that noted no digest.
 """
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..errors import D2FeatError, InputError
@@ -15,6 +18,9 @@ from ..hdf5 import image_names, open_hdf5, pack, replacing, write_features
 
 SETTINGS = "d2feat"
 """Attribute of each image's group: how its features were made."""
+
+DIGEST = "image_sha256"
+"""Attribute of each image's group: of which file."""
 
 
 def parts_folder(out: Path) -> Path:
@@ -27,8 +33,20 @@ def part_path(folder: Path, name: str) -> Path:
     return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.h5"
 
 
-def write_part(folder: Path, name: str, features: Features, settings: str) -> None:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or "" where there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def write_part(folder: Path, name: str, features: Features, settings: str, image: str) -> None:
     """Write the features of one image, whole or not at all.
+
+    Args:
+        image: `digest` of its file.
 
     Raises:
         D2FeatError: the file cannot be written.
@@ -37,32 +55,38 @@ def write_part(folder: Path, name: str, features: Features, settings: str) -> No
         with replacing(part_path(folder, name)) as file:
             write_features(file, name, features)
             file[name].attrs[SETTINGS] = settings
+            file[name].attrs[DIGEST] = image
     except OSError as error:
         raise D2FeatError(
             f"cannot write to {folder}: {error}; what is done is kept, the same command goes on with it"
         ) from error
 
 
-def still_to_do(out: Path, names: Iterable[str], settings: str) -> list[str]:
-    """The names that neither `out` nor its parts hold.
+def still_to_do(out: Path, images: Mapping[str, Path], settings: str) -> list[str]:
+    """The names of the images that neither `out` nor its parts hold the features of; outdated parts go.
 
     Raises:
         InputError: what is there was made with other settings.
     """
-    folder, done = parts_folder(out), set()
+    folder, held = parts_folder(out), dict[str, str]()
     if out.exists():
         with open_hdf5(out) as file:
-            done = set(image_names(file))
-            for name in sorted(done)[:1]:
+            names = image_names(file)
+            held = {name: file[name].attrs.get(DIGEST, "") for name in names if name in images}
+            for name in names[:1]:
                 _check_settings(out, file[name].attrs.get(SETTINGS), settings)
     for part in sorted(folder.glob("*.h5"))[:1]:
         with open_hdf5(part) as file:
             _check_settings(folder, file[image_names(file)[0]].attrs.get(SETTINGS), settings)
-    return [name for name in names if name not in done and not part_path(folder, name).exists()]
+    return [name for name, path in images.items() if not _is_done(name, path, folder, held)]
 
 
-def join_parts(out: Path, names: Iterable[str]) -> int:
+def join_parts(out: Path, names: Collection[str], outdated: Collection[str]) -> int:
     """Join the parts of the images into `out`, beside what it holds, and remove them.
+
+    Args:
+        names: images, the parts of which replace what `out` holds.
+        outdated: images, what `out` holds of which is removed.
 
     Returns:
         How many images it holds then.
@@ -71,13 +95,27 @@ def join_parts(out: Path, names: Iterable[str]) -> int:
     if out.exists():
         with open_hdf5(out) as file:
             held = set(image_names(file))
-    # A kill between joining and removing leaves parts that are in the file already.
-    new = {name: part_path(folder, name) for name in names if name not in held}
-    new = {name: path for name, path in new.items() if path.exists()}
-    if new:
-        pack([*([out] if held else []), *new.values()], out)
+    new = {name: path for name in names if (path := part_path(folder, name)).exists()}
+    gone = held & {*new, *outdated}
+    if new or gone:
+        pack([*([out] if held else []), *new.values()], out, gone)
     shutil.rmtree(folder, ignore_errors=True)
-    return len(held) + len(new)
+    return len(held - gone) + len(new)
+
+
+def _is_done(name: str, path: Path, folder: Path, held: Mapping[str, str]) -> bool:
+    """Whether the image is done; a part of another file goes, for it would be joined."""
+    part = part_path(folder, name)
+    if name not in held and not part.exists():
+        return False
+    now = digest(path)
+    if part.exists():
+        with open_hdf5(part) as file:
+            of_part = file[name].attrs.get(DIGEST, "")
+        if now and of_part == now:
+            return True
+        part.unlink()
+    return bool(now) and held.get(name) == now
 
 
 def _check_settings(path: Path, found: str | None, settings: str) -> None:
