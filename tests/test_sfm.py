@@ -1,5 +1,6 @@
 """Structure from motion, localisation and retrieval on a scene whose cameras are known."""
 
+import json
 import os
 import shutil
 import signal
@@ -18,19 +19,22 @@ pytest.importorskip("h5py")
 
 from d2feat import hdf5
 from d2feat.cli import app
-from d2feat.errors import D2FeatError, InputError
+from d2feat.errors import D2FeatError, InputError, ModelError
+from d2feat.features import Features
 from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
 from d2feat.sfm.colmap import pycolmap
+from d2feat.sfm.database import build_database
 from d2feat.sfm.localize import Map, benchmark_lines, localize_photos, read_queries
 from d2feat.sfm.night import darken_half
 from d2feat.sfm.reconstruct import Result, reconstruct
 
 from .conftest import create
-from .sfm_scene import View, render, write_views
+from .sfm_scene import FOCAL, View, render, write_views
 
 AZIMUTHS = {"a.png": 21, "b.png": 30, "sub/c.png": 39, "sub/d.png": 49, "e.png": 58}
 QUERY = 44.0
 BUDGET = 400
+OPTIONS = ["--nfeatures", str(BUDGET), "--model", "d2net", "--provider", "cpu"]
 
 
 def method() -> methods.Method:
@@ -75,6 +79,20 @@ def true_similarity(model: pycolmap.Reconstruction, views: dict[str, View]) -> p
     images = [model.images[i] for i in model.reg_image_ids()]
     centres = np.array([image.projection_center() for image in images])
     return pycolmap.estimate_sim3d(centres, np.array([views[image.name].centre for image in images]))
+
+
+def write_reference(reference: Path, views: dict[str, View], focal: float = FOCAL) -> None:
+    """The views' cameras as a COLMAP model in text, with no points."""
+    cameras, images = [], []
+    for number, (name, view) in enumerate(views.items(), 1):
+        # COLMAP's origin is the corner of the first pixel.
+        cx, cy = view.K[:2, 2] + 0.5
+        cameras.append(f"{number} SIMPLE_PINHOLE 288 216 {focal} {cx} {cy}\n")
+        x, y, z, w = pycolmap.Rotation3d(view.R).quat
+        images.append(" ".join(map(str, [number, w, x, y, z, *view.t, number, name])) + "\n\n")
+    reference.mkdir(exist_ok=True)
+    for file, lines in (("cameras", cameras), ("images", images), ("points3D", [])):
+        (reference / f"{file}.txt").write_text("".join(lines))
 
 
 def add_exif(path: Path, orientation: int) -> None:
@@ -150,6 +168,24 @@ def test_a_second_run_changes_nothing_and_other_settings_are_refused(
     assert [path.stat().st_mtime_ns for path in files] == before
     with pytest.raises(InputError, match=r"other settings \(nfeatures\)"):
         reconstruct(folder, out, methods.d2net(create(BUDGET + 1)))
+
+
+def test_an_edited_list_of_pairs_is_refused(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    out, listed = tmp_path / "out", tmp_path / "pairs.txt"
+    out.mkdir()
+    for name in ("features.h5", "matches.h5"):
+        shutil.copy(built[0] / name, out)
+    lines = (built[0] / "pairs.txt").read_text().splitlines(keepends=True)
+    listed.write_text("".join(reversed(lines)))
+    result = reconstruct(folder, out, method(), str(listed))
+    written = (out / "pairs.txt").read_text()
+    assert written == "".join(lines)
+    listed.write_text("".join(lines[1:]))
+    with pytest.raises(InputError, match=r"other settings \(pairs\)"):
+        reconstruct(folder, out, method(), str(listed))
+    assert (out / "pairs.txt").read_text() == written
+    # The same pairs from elsewhere are the same work.
+    assert reconstruct(folder, out, method(), str(out / "pairs.txt")) == result
 
 
 KILLED = """
@@ -277,6 +313,62 @@ def test_a_photo_of_something_else_gets_no_pose(built: tuple[Path, Result], tmp_
     assert benchmark_lines([found]) == ""
 
 
+def test_localisation_takes_the_detector_of_the_reconstruction() -> None:
+    unusual = create(70, 0.1, (0.5, 1.0), 700, 900, model="d2net-lite", rotations=4)
+    settings = methods.d2net(unusual).settings
+    there = json.loads(json.dumps(settings))
+    assert methods.d2net(methods.detector_of(there, provider="cpu")).settings == settings
+    other = methods.d2net(methods.detector_of(there, provider="cpu", nfeatures=80)).settings
+    assert other == settings | {"nfeatures": 80}
+    with pytest.raises(ModelError, match=r"the model of sha256 0123456789ab.*--model"):
+        methods.detector_of({"model": "0123456789abcdef"})
+
+
+@pytest.mark.parametrize("model", ["d2net-lite", "d2net-int8"])
+def test_localisation_with_another_network_is_an_error(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path, model: str
+) -> None:
+    poses = tmp_path / "poses.txt"
+    poses.write_text("of before\n")
+    options = ["-o", str(poses), "--provider", "cpu", "--model", model]
+    done = CliRunner().invoke(app, ["localize", str(built[0]), str(folder / "a.png"), *options])
+    assert done.exit_code == 1
+    assert f"was made with d2net, whose features those of {model} do not match" in done.output
+    assert poses.read_text() == "of before\n"
+
+
+def test_descriptors_of_another_length_are_an_error(built: tuple[Path, Result]) -> None:
+    """Of features that were brought, the settings do not tell."""
+    one = np.ones(1, np.float32)
+    query = Features(np.ones((1, 2), np.float32), one, one, np.ones((1, 128), np.float32), (60, 40))
+    with Map(built[0]) as place, pytest.raises(InputError, match=r"128 elements, those of .* 512"):
+        place.nearest(query)
+
+
+def test_queries_that_cannot_be_read_are_skipped(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no")
+    queries = [tmp_path / "[none].png", folder / "a.png", tmp_path / "text.png", folder / "b.png"]
+    poses = tmp_path / "poses.txt"
+    command = ["localize", str(built[0]), *map(str, queries), "--provider", "cpu"]
+    done = CliRunner().invoke(app, [*command, "-o", str(poses)])
+    assert done.exit_code == 1
+    skipped = [line.split()[1] for line in done.output.splitlines() if line.startswith("skipped")]
+    assert skipped == ["[none].png:", "text.png:"]
+    assert [line.split()[0] for line in poses.read_text().splitlines()] == ["a.png", "b.png"]
+
+
+def test_where_poses_cannot_be_written_is_said_before_the_work(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    for out, why in ((tmp_path / "none" / "poses.txt", "there is no folder"), (tmp_path, "cannot write")):
+        done = CliRunner().invoke(app, ["localize", str(built[0]), str(folder / "a.png"), "-o", str(out)])
+        assert done.exit_code == 1
+        assert why in done.output
+        assert "inliers" not in done.output
+
+
 def test_each_photo_is_found_again_by_the_others(built: tuple[Path, Result]) -> None:
     errors = leave_one_out.leave_one_out(built[0], method())
     assert [error.name for error in errors] == sorted(AZIMUTHS)
@@ -315,25 +407,15 @@ def test_a_data_set_in_the_layout_of_aachen(
     built: tuple[Path, Result], folder: Path, views: dict[str, View], tmp_path: Path
 ) -> None:
     """Known cameras of the reference photos, a list of queries with intrinsics, the benchmark's text file."""
-    cameras, images = [], []
-    for number, (name, view) in enumerate(views.items(), 1):
-        # COLMAP's origin is the corner of the first pixel.
-        (f, _, cx), (_, _, cy) = view.K[0], view.K[1]
-        cameras.append(f"{number} SIMPLE_PINHOLE 288 216 {f} {cx + 0.5} {cy + 0.5}\n")
-        x, y, z, w = pycolmap.Rotation3d(view.R).quat
-        images.append(" ".join(map(str, [number, w, x, y, z, *view.t, number, name])) + "\n\n")
     reference, out, query = tmp_path / "reference", tmp_path / "out", render(QUERY, height=1.8)
-    reference.mkdir()
-    for file, lines in (("cameras", cameras), ("images", images), ("points3D", [])):
-        (reference / f"{file}.txt").write_text("".join(lines))
+    write_reference(reference, views)
     write_views(tmp_path, {"query/night/q.png": query})
     (tmp_path / "queries.txt").write_text("query/night/q.png SIMPLE_RADIAL 288 216 300 144 108 0\n")
     out.mkdir()
     for name in ("features.h5", "matches.h5"):
         shutil.copy(built[0] / name, out)
     run = CliRunner().invoke
-    options = ["--nfeatures", str(BUDGET), "--model", "d2net", "--provider", "cpu"]
-    known = ["--cameras", str(reference), "--no-sift", "-o", str(out), *options]
+    known = ["--cameras", str(reference), "--no-sift", "-o", str(out), *OPTIONS]
     done = run(app, ["reconstruct", str(folder), *known])
     assert done.exit_code == 0, done.output
     model = pycolmap.Reconstruction(out / "sparse")
@@ -341,7 +423,7 @@ def test_a_data_set_in_the_layout_of_aachen(
     for image in model.images.values():
         np.testing.assert_allclose(image.projection_center(), views[image.name].centre, atol=1e-6)
     queries = ["--list", str(tmp_path / "queries.txt"), "--photos", str(tmp_path)]
-    done = run(app, ["localize", str(out), *queries, "-o", str(tmp_path / "poses.txt"), *options])
+    done = run(app, ["localize", str(out), *queries, "-o", str(tmp_path / "poses.txt"), *OPTIONS])
     assert done.exit_code == 0, done.output
     name, *numbers = (tmp_path / "poses.txt").read_text().split()
     w, x, y, z, *translation = map(float, numbers)
@@ -351,6 +433,20 @@ def test_a_data_set_in_the_layout_of_aachen(
     rotation, position = leave_one_out.pose_error(found, truth, 1.0)
     assert rotation < 0.5
     assert position < 0.05
+    write_reference(reference, views, FOCAL + 1)
+    done = run(app, ["reconstruct", str(folder), *known])
+    assert done.exit_code == 1
+    assert "other settings (reference)" in done.output
+
+
+def test_a_photo_that_known_cameras_name_and_is_missing_is_an_error(
+    views: dict[str, View], tmp_path: Path
+) -> None:
+    write_reference(tmp_path / "reference", views)
+    write_views(tmp_path / "photos", {name: view for name, view in views.items() if name != "sub/c.png"})
+    with pytest.raises(InputError, match=r"lacks 1 of the 5 photographs .* such as sub/c\.png"):
+        reconstruct(tmp_path / "photos", tmp_path / "out", method(), reference=tmp_path / "reference")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("line", ["q.png", "q.png PINHOLE 288 216 300", "q.png NONE 288 216 300 1 1"])
@@ -478,16 +574,18 @@ def test_the_commands(built: tuple[Path, Result], folder: Path, tmp_path: Path) 
     out = tmp_path / "out"
     shutil.copytree(built[0], out)
     run = CliRunner().invoke
-    options = ["--nfeatures", str(BUDGET), "--model", "d2net", "--provider", "cpu"]
-    done = run(app, ["reconstruct", str(folder), "-o", str(out), *options])
+    done = run(app, ["reconstruct", str(folder), "-o", str(out), *OPTIONS])
     assert done.exit_code == 0, done.output
     rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line}
     assert rows["D2-Net"][1:5] == ["5", "/", "5", str(built[1].figures.points)]
     assert rows["SIFT"][1:4] == ["5", "/", "5"]
     query, poses = folder / "b.png", tmp_path / "poses.txt"
-    done = run(app, ["localize", str(out), str(query), "-o", str(poses), *options])
+    done = run(app, ["localize", str(out), str(query), "-o", str(poses), *OPTIONS])
     assert done.exit_code == 0, done.output
     assert len(poses.read_text().split()) == 8
+    done = run(app, ["localize", str(out / "sift"), str(query)])
+    assert done.exit_code == 1
+    assert "was made with SIFT" in done.output
     done = run(app, ["eval", "retrieval", str(out)])
     assert "5 photos, 10 pairs, 10 verified" in done.output
     done = run(app, ["eval", "localization", str(out)])
@@ -499,6 +597,23 @@ def test_the_commands(built: tuple[Path, Result], folder: Path, tmp_path: Path) 
     done = run(app, ["localize", str(tmp_path / "none"), str(query)])
     assert done.exit_code == 1
     assert "holds no reconstruction" in done.output
+
+
+def test_retrieval_cannot_be_judged_without_a_verified_pair(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(built[0] / "features.h5", tmp_path)
+    command = ["eval", "retrieval", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "no verified pair" in done.output
+    assert not (tmp_path / "database.db").exists()
+    names = photos.find_photos(folder)
+    with hdf5.open_hdf5(tmp_path / "features.h5") as features:
+        build_database(tmp_path / "database.db", photos.cameras_of(folder, names), features, None, [], 25)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "no verified pair" in done.output
 
 
 def test_without_pycolmap_the_rest_works_and_the_error_names_the_extra(tmp_path: Path) -> None:

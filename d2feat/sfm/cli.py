@@ -1,21 +1,24 @@
 """``d2feat reconstruct``, ``d2feat localize``, and what ``d2feat eval`` says of reconstructions."""
 
+import io
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..errors import D2FeatError, InputError
-from ..feature2d import MULTISCALE, create
+from ..feature2d import create
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider
 
 if TYPE_CHECKING:
+    from .localize import Localized
     from .reconstruct import Result
 
 NFeatures = Annotated[int, typer.Option(min=1, help="features a photo, at most; for SIFT alike")]
@@ -46,7 +49,7 @@ def reconstruct(
     from . import methods
     from .reconstruct import reconstruct as run
 
-    detector = create(nfeatures, scales=MULTISCALE if multiscale else (1.0,), model=model, provider=provider)
+    detector = create(nfeatures, scales=None if multiscale else (1.0,), model=model, provider=provider)
     runs = [(methods.d2net(detector), out)]
     if sift:
         runs.append((methods.sift(nfeatures), out / SIFT_FOLDER))
@@ -82,29 +85,45 @@ def localize(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="text file of poses: NAME QW QX QY QZ TX TY TZ")
     ] = None,
-    nfeatures: NFeatures = FEATURES,
+    nfeatures: Annotated[int | None, typer.Option(min=1, help="features a photo, at most")] = None,
     model: Model = DEFAULT,
-    multiscale: Multiscale = False,
+    multiscale: Annotated[
+        bool | None, typer.Option("--multiscale/--single-scale", help="also at smaller sizes")
+    ] = None,
     provider: Provider = "auto",
 ) -> None:
-    """Find the cameras of QUERY photographs against the reconstruction in MODEL."""
+    """Find the cameras of QUERY photographs against the reconstruction in MODEL.
+
+    The network, the number of features and the scales are the reconstruction's, unless they are given.
+    Photographs that cannot be read are reported and skipped; the exit code is then 1.
+    """
     from . import methods
     from .localize import Map, benchmark_lines, localize_photos, read_queries
 
+    if out is not None:
+        _check_folder_of(out)
     wanted = dict.fromkeys(queries or []) | ({} if listed is None else read_queries(listed, photos))
     if not wanted:
         raise InputError("name photographs to localise, or a list of them with --list")
 
-    detector = create(nfeatures, scales=MULTISCALE if multiscale else (1.0,), model=model, provider=provider)
+    asked: dict[str, Any] = {"provider": provider}
+    if nfeatures is not None:
+        asked["nfeatures"] = nfeatures
+    if multiscale is not None:
+        asked["scales"] = None if multiscale else (1.0,)
+    skipped = 0
     with Map(folder) as place:
-        found = []
-        for pose in localize_photos(place, wanted, methods.d2net(detector)):
-            centre = "no pose" if pose.pose is None else str(np.round(pose.pose.inverse().translation, 3))
-            console.print(f"{pose.name}: {pose.inliers} of {pose.correspondences} inliers, {centre}")
-            found.append(pose)
+        made = {"nfeatures": FEATURES, "scales": (1.0,), **place.settings}
+        poses = localize_photos(place, wanted, methods.d2net(methods.detector_of(made, model, **asked)))
+        with _open_lines(out) as file:
+            for found in poses:
+                file.write(benchmark_lines([found]))
+                console.print(_outcome(found), soft_wrap=True)
+                skipped += found.error is not None
     if out is not None:
-        out.write_text(benchmark_lines(found), encoding="utf-8")
         console.print(f"wrote {out}", markup=False, soft_wrap=True)
+    if skipped:
+        raise typer.Exit(1)
 
 
 def eval_night(
@@ -161,13 +180,19 @@ def eval_retrieval(folder: Reconstruction) -> None:
     from .retrieval import recall
     from .stages import FEATURES
 
+    # COLMAP makes a database that is missing.
+    verified = verified_pairs(folder / DATABASE) if (folder / DATABASE).is_file() else {}
+    if not verified:
+        raise InputError(
+            f"{folder} has no verified pair of photographs that retrieval could find; "
+            "reconstruct photographs that overlap, with --pairs exhaustive"
+        )
     with hdf5.open_hdf5(folder / FEATURES) as file:
         names = hdf5.image_names(file)
         extraction = float(file.attrs.get("seconds", np.nan))  # unknown of features that were brought
     start = time.perf_counter()
     _, vectors = describe_photos(folder / FEATURES, names)
     seconds = time.perf_counter() - start
-    verified = verified_pairs(folder / DATABASE)
     everything = len(exhaustive(names))
     agreement = previews(folder / FEATURES, names)
     table = _columns("neighbours", "pairs", "of all", "verified pairs found", "their inliers")
@@ -182,6 +207,34 @@ def eval_retrieval(folder: Reconstruction) -> None:
     console.print(f"{len(names)} photos, {everything} pairs, {len(verified)} verified")
     console.print(f"global descriptors: {seconds:.1f} s, {seconds / extraction:.1%} of the extraction's time")
     console.print(table)
+
+
+def _check_folder_of(path: Path) -> None:
+    """Raise InputError before the work, and not after it, if there is no folder to write a file to."""
+    if not path.resolve().parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.resolve().parent}")
+
+
+def _open_lines(path: Path | None) -> TextIO:
+    """A text file in which each line is safe once it is written; without a path, nowhere.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if path is None:
+        return io.StringIO()
+    try:
+        return path.open("w", buffering=1, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _outcome(found: "Localized") -> str:
+    """What is said of one query, in rich's markup."""
+    if found.error is not None:
+        return f"[red]skipped[/red] {escape(f'{found.name}: {found.error}')}"
+    centre = "no pose" if found.pose is None else str(np.round(found.pose.inverse().translation, 3))
+    return escape(f"{found.name}: {found.inliers} of {found.correspondences} inliers, {centre}")
 
 
 def _table(results: "dict[str, Result]") -> Table:

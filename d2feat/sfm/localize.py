@@ -1,5 +1,6 @@
 """Cameras of further photos against a reconstruction."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from ..features import Features
 from ..pairs import match_features
 from .colmap import pycolmap
 from .database import SEED
-from .methods import Method
+from .methods import Method, model_name
 from .photos import cameras_of, read_photo
 from .retrieval import global_descriptor, nearest_photos
-from .stages import FEATURES
+from .stages import FEATURES, SETTINGS
 
 NEAREST: Final = 20
 """Photos of the reconstruction that a query is matched with."""
@@ -38,12 +39,14 @@ class Localized:
         name: as it stands in the benchmark's file.
         pose: `pycolmap.Rigid3d`, world to camera, or None if none was found.
         inliers, correspondences: 2D-3D matches that agree with it, and all.
+        error: why the photo could not be read, or None.
     """
 
     name: str
     pose: Any
     inliers: int
     correspondences: int
+    error: InputError | None = None
 
 
 class Map:
@@ -52,11 +55,15 @@ class Map:
     Attributes:
         model: `pycolmap.Reconstruction`.
         names: of its registered photos, whose points are `points`.
+        settings: with which it was made; empty if that is not known.
     """
 
     def __init__(self, folder: Path, model: Any = None) -> None:
         if not (folder / MODEL).is_dir():
             raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
+        self.folder = folder
+        made = folder / SETTINGS
+        self.settings = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
         self.model = pycolmap.Reconstruction(folder / MODEL) if model is None else model
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
@@ -72,6 +79,25 @@ class Map:
     def __exit__(self, *_: object) -> None:
         self._features.close()
 
+    def check(self, method: Method) -> None:
+        """See that a method's features can be matched with those of the reconstruction.
+
+        Raises:
+            InputError: these are another method's, or another model's.
+        """
+        made = self.settings.get("method", method.name)
+        if made != method.name:
+            raise InputError(
+                f"{self.folder} was made with {made}, whose features {method.name}'s do not match; "
+                f"give a reconstruction that was made with {method.name}"
+            )
+        theirs, ours = self.settings.get("model"), method.settings.get("model")
+        if theirs and ours and theirs != ours:
+            raise InputError(
+                f"{self.folder} was made with {model_name(theirs)}, whose features those of "
+                f"{model_name(ours)} do not match; leave --model out, or reconstruct with that model"
+            )
+
     def features(self, name: str) -> Features:
         """Those of a photo."""
         return hdf5.read_features(self._features, name)
@@ -85,7 +111,17 @@ class Map:
         return self._points[name]
 
     def nearest(self, features: Features) -> list[str]:
-        """The photos that look most like one with these features."""
+        """The photos that look most like one with these features.
+
+        Raises:
+            InputError: descriptors of the reconstruction are of another length.
+        """
+        length, expected = features.descriptors.shape[1], self._words.shape[1]
+        if length != expected:
+            raise InputError(
+                f"the query's descriptors have {length} elements, those of {self.folder} {expected}: "
+                "it was made with other features; localise with these"
+            )
         query = global_descriptor(features.descriptors, self._words)
         return [self.names[i] for i in nearest_photos(query[None], self._global, NEAREST)[0]]
 
@@ -136,10 +172,24 @@ def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
 
 
 def localize_photos(folder: Map, queries: dict[Path, Any], method: Method) -> Iterable[Localized]:
-    """`localize` each photo with its `pycolmap.Camera`; None is that of the map, or of EXIF."""
-    for path, known in queries.items():
+    """`localize` each photo with its `pycolmap.Camera`; None is that of the map, or of EXIF.
+
+    A photo that cannot be read is one without a pose, with `Localized.error`.
+
+    Raises:
+        InputError: the map was made with other features.
+    """
+    folder.check(method)  # at once, and not when the first photo's turn comes
+    return (_localize_photo(folder, path, known, method) for path, known in queries.items())
+
+
+def _localize_photo(folder: Map, path: Path, known: Any, method: Method) -> Localized:
+    try:
+        photo = read_photo(path)
         camera = known or folder.camera_like(cameras_of(path.parent, [path.name])[path.name])
-        yield localize(folder, path.name, method.extract(read_photo(path)), camera, method)
+    except InputError as error:
+        return Localized(path.name, None, 0, 0, error)
+    return localize(folder, path.name, method.extract(photo), camera, method)
 
 
 def read_queries(path: Path, photos: Path) -> dict[Path, Any]:

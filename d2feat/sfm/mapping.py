@@ -11,9 +11,6 @@ from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
 from .database import SEED
 
-MAX_REPROJECTION: Final = 4.0
-"""Error above which an observation is no inlier, px, COLMAP's own."""
-
 _FORWARD: Final = {
     "mapper.init_max_forward_motion": 1.0,
     "mapper.init_min_tri_angle": 4.0,

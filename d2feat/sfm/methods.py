@@ -3,13 +3,16 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import cv2
 import numpy as np
 
-from ..feature2d import D2Feature
+from ..errors import ModelError
+from ..feature2d import D2Feature, create
 from ..features import Features
+from ..model import DEFAULT, available_models
 from ..orientation import turned
 from .colmap import pycolmap
 from .photos import Photo
@@ -60,7 +63,7 @@ def d2net(detector: D2Feature) -> Method:
 
     sizes = {"maxEdge": detector.getMaxEdge(), "maxSumEdges": detector.getMaxSumEdges()}
     settings = {
-        "model": hashlib.sha256(detector._session.path.read_bytes()).hexdigest(),
+        "model": _file_digest(detector._session.path),
         "nfeatures": detector.getNFeatures(),
         "scoreThreshold": detector.getScoreThreshold(),
         "scales": detector.getScales(),
@@ -68,6 +71,46 @@ def d2net(detector: D2Feature) -> Method:
         "tile": detector.getTile(),
     }
     return Method(D2NET, extract, D2NET_MATCHING, D2NET_INLIERS, settings | sizes)
+
+
+def detector_of(settings: dict[str, Any], model: str = DEFAULT, **asked: Any) -> D2Feature:
+    """A detector like the one of a reconstruction, but where something else is asked for.
+
+    Args:
+        settings: of the reconstruction; what they lack is as `d2feat.create` has it.
+        model: "auto" is that of the settings.
+        asked: arguments of `d2feat.create`.
+
+    Raises:
+        ModelError: the model of the settings is none of those at hand.
+    """
+    # `d2net` calls its settings as the arguments are called.
+    names = "nfeatures", "scoreThreshold", "scales", "rotations", "tile", "maxEdge", "maxSumEdges"
+    made = {name: settings[name] for name in names if name in settings}
+    if model == DEFAULT and "model" in settings:
+        found = model_at_hand(settings["model"])
+        if found is None:
+            raise ModelError(
+                f"the reconstruction was made with {model_name(settings['model'])}, which is none of "
+                "those at hand; give its file with --model"
+            )
+        model = found
+    return create(**{**made, **asked}, model=model)
+
+
+def model_at_hand(digest: str) -> str | None:
+    """The name of the model whose file has this SHA-256, or None."""
+    paths = available_models().items()
+    return next((name for name, path in paths if _file_digest(path) == digest), None)
+
+
+def model_name(digest: str) -> str:
+    """What to call the model whose file has this SHA-256."""
+    return model_at_hand(digest) or f"the model of sha256 {digest[:12]}"
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sift(nfeatures: int) -> Method:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,8 @@ from .stages import FEATURES, MATCHES, claim, extract_photos, match_photos
 
 DATABASE: Final = "database.db"
 PAIRS: Final = "pairs.txt"
+
+PAIRINGS: Final = ("auto", "exhaustive", "sequential", "retrieval")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, what was done of it since the last call, and all there is to do."""
@@ -70,7 +73,8 @@ def reconstruct(
             triangulated.
 
     Raises:
-        InputError: there are no photographs, `out` is among them, or it holds work with other settings.
+        InputError: there are no photographs, `out` is among them, or it holds work with other settings; a
+            photo of `reference` is missing; the pairs or the reference cannot be read.
         D2FeatError: COLMAP found no two photographs to begin with.
     """
     if out.resolve().is_relative_to(folder.resolve()):
@@ -83,12 +87,15 @@ def reconstruct(
     else:
         cameras, poses = read_cameras(reference)
         names = list(cameras)
+        _check_photos(folder, names, reference)
     sizes = {name: (folder / name).stat().st_size for name in names}
     rules = {
         "matching": method.matching,
         "min_inliers": method.min_inliers,
-        "pairs": pairing,
-        "reference": str(reference),
+        # What files say, and not where they are: an edited one is another setting. Of pairs the parsed list,
+        # for `out`'s own pairs.txt, which is written anew, may be the file.
+        "pairs": pairing if pairing in PAIRINGS else _digest(_pair_lines(listed(names, Path(pairing)))),
+        "reference": "None" if poses is None else _digest(_camera_lines(cameras, poses)),
     }
     claim(out, {"method": method.name, **method.settings, **rules, "photos": sizes})
     extract_photos(folder, names, method, out, lambda done: progress("extraction", done, len(names)))
@@ -123,7 +130,7 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
         pairs = exhaustive(names) if pairing == "exhaustive" else sequential(names)
     else:
         pairs = listed(names, Path(pairing))
-    (out / PAIRS).write_text("".join(f"{one} {two}\n" for one, two in pairs), encoding="utf-8")
+    (out / PAIRS).write_text("".join(_pair_lines(pairs)), encoding="utf-8")
     return pairs
 
 
@@ -157,6 +164,31 @@ def previews(features: Path, names: Sequence[str]) -> Callable[[int, int], int]:
         return preview(best[i].astype(np.float32), best[j].astype(np.float32))
 
     return agreement
+
+
+def _check_photos(folder: Path, names: Sequence[str], reference: Path) -> None:
+    """Raise InputError if a photo that a COLMAP model names is not in the folder."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} lacks {len(missing)} of the {len(names)} photographs of the model in {reference}, "
+            f"such as {missing[0]}; give the folder that the model's names are relative to"
+        )
+
+
+def _pair_lines(pairs: Iterable[Pair]) -> Iterable[str]:
+    return (f"{one} {two}\n" for one, two in pairs)
+
+
+def _camera_lines(cameras: dict[str, Any], poses: dict[str, Any]) -> Iterable[str]:
+    """All that is taken of a reference model, a photo a line."""
+    for name, camera in cameras.items():
+        known = camera.model.name, camera.width, camera.height, camera.params.tolist()
+        yield f"{name} {known} {poses[name].matrix().tolist()}\n"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return "sha256 " + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _verify(

@@ -19,6 +19,7 @@ from ..pairs import Pair, match_features, match_pairs
 from .methods import Method
 from .photos import read_photo
 
+SETTINGS: Final = "settings.json"
 FEATURES: Final = "features.h5"
 MATCHES: Final = "matches.h5"
 
@@ -33,7 +34,7 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
         InputError: it was not.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "settings.json"
+    path = out / SETTINGS
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         differing = [key for key in settings if there.get(key) != json.loads(json.dumps(settings[key]))]
