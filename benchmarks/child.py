@@ -1,6 +1,6 @@
 """One detector in a process of its own: how long until its first result, and how much memory at most.
 
-``python -m benchmarks.child METHOD WIDTH HEIGHT TILE IMAGES`` prints JSON.
+``python -m benchmarks.child METHOD WIDTH HEIGHT [TILE [IMAGES]]`` prints JSON.
 """
 
 import json
@@ -32,7 +32,7 @@ def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _main(method: str, width: int, height: int, tile: int, images: int) -> None:
+def _main(method: str, width: int, height: int, tile: int = 0, images: int = 1) -> None:
     start = time.perf_counter()
     import cv2
     import numpy as np

@@ -147,5 +147,5 @@ def _metadata(path: Path, net: D2Net, said: dict[str, Any], sha256: str) -> dict
         "descriptor_relu": str(net.descriptor_relu).lower(),
         "channels": str(net.dense_feature_extraction.model[TRUNK_LAYERS[-1]].out_channels),
         "mean": ",".join(map(str, MEAN_BGR)),
-        "weights_sha256": sha256,
+        "weights_sha256": str(said.get("weights_sha256", sha256)),  # of a model: what it was made of
     }

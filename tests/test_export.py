@@ -143,6 +143,7 @@ def test_an_exported_model_is_a_checkpoint_too(official: Path, official_model: P
     again = read_checkpoint(official_model)
     before = read_checkpoint(official).net.state_dict()
     assert again.metadata["descriptor_relu"] == "true"
+    assert again.metadata["weights_sha256"] == read_checkpoint(official).metadata["weights_sha256"]
     for key, value in again.net.state_dict().items():
         expected = before[key].half().float() if key.endswith("weight") else before[key]
         torch.testing.assert_close(value, expected, rtol=0, atol=0 if key.endswith("weight") else 5e-4)
