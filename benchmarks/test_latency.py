@@ -26,10 +26,10 @@ heavy = pytest.mark.heavy
     [
         pytest.param(SMALL, SINGLE, 7, True, id="320x240"),
         pytest.param(MEDIUM, SINGLE, 5, True, id="640x480"),
-        pytest.param(LARGE, SINGLE, 2, False, id="1600x1200"),
+        pytest.param(LARGE, SINGLE, 3, False, id="1600x1200"),
         pytest.param(SMALL, d2feat.MULTISCALE, 3, True, id="320x240 multi-scale"),
         pytest.param(MEDIUM, d2feat.MULTISCALE, 3, True, id="640x480 multi-scale", marks=heavy),
-        pytest.param(LARGE, d2feat.MULTISCALE, 2, False, id="1600x1200 multi-scale", marks=heavy),
+        pytest.param(LARGE, d2feat.MULTISCALE, 3, False, id="1600x1200 multi-scale", marks=heavy),
     ],
 )
 def test_latency(
