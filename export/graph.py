@@ -26,7 +26,7 @@ from .checkpoint import NETWORK, Checkpoint
 from .geometry import STRIDE, Coordinates, cell_origin
 from .pyramid import FineLevel, PaperLevel
 from .trunk import D2Net, preprocess
-from .winograd import WINOGRAD, offer_winograd
+from .winograd import FLOAT, WINOGRAD, offer_winograd
 
 CONTRACT: Final = "1"
 """Version of the inputs, outputs and metadata described in docs/model-format.md."""
@@ -325,7 +325,7 @@ def _halve_weights(model: ModelProto) -> ModelProto:
         name = tensor.name
         values = numpy_helper.to_array(tensor).astype(np.float16)
         tensor.CopyFrom(numpy_helper.from_array(values, name))
-        casts.append(helper.make_node("Cast", [name], [name + "/float"], to=onnx.TensorProto.FLOAT))
+        casts.append(helper.make_node("Cast", [name], [name + FLOAT], to=onnx.TensorProto.FLOAT))
     cast = {node.input[0]: node.output[0] for node in casts}
     for node in model.graph.node:
         for i, name in enumerate(node.input):

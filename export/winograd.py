@@ -20,8 +20,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .checkpoint import NETWORK
 from .geometry import STRIDE
+
+FLOAT: Final = "/float"
+"""What the name of a weight that is stored in half precision ends with where it is computed with."""
 
 WINOGRAD: Final = "winograd"
 """The graph's input that asks for it; false by default."""
@@ -31,9 +33,6 @@ FEWEST_CELLS: Final = 1000
 
 NARROWEST: Final = 256
 """Channels from which on it pays."""
-
-LAYERS: Final = (17, 19, 21)
-"""Of the last block, by their places in the trunk (`export.checkpoint.TRUNK_LAYERS`)."""
 
 TO_TAPS: Final = np.array(
     [
@@ -185,15 +184,12 @@ def offer_winograd(body: GraphProto) -> bool:
     Returns:
         Whether it was done: narrow networks stay as they are.
     """
+    convs = _last_block(body)
     stored = {tensor.name: tensor for tensor in body.initializer}
-    names = [f"{NETWORK}dense_feature_extraction.model.{layer}.weight" for layer in LAYERS]
-    widths: list[tuple[int, int]] = [tuple(stored[name].dims[1::-1]) for name in names]
+    weights = [stored[conv.input[1].removesuffix(FLOAT)] for conv in convs]
+    widths: list[tuple[int, int]] = [tuple(weight.dims[1::-1]) for weight in weights]
     if min(min(pair) for pair in widths) < NARROWEST:
         return False
-    convs = [
-        next(node for node in body.node if node.op_type == "Conv" and node.input[1].startswith(name))
-        for name in names
-    ]
     maps, dense = convs[0].input[0], convs[2].output[0]
     # Asking for the size of the fine map, and not of its own input, the block waits until the fine head is
     # done with the early maps, the largest, and their memory is free.
@@ -238,6 +234,18 @@ def offer_winograd(body: GraphProto) -> bool:
         numpy_helper.from_array(value, _own(name)) for name, value in _constants(widths, fine).items()
     )
     return True
+
+
+def _last_block(body: GraphProto) -> list[NodeProto]:
+    """The last three convolutions before the dense map, found from it: alike weights are stored once."""
+    made = {output: node for node in body.node for output in node.output}
+    node = made["own_dense"] if "own_dense" in made else made["dense"]
+    convs: list[NodeProto] = []
+    while len(convs) < 3:
+        if node.op_type == "Conv":
+            convs.insert(0, node)
+        node = made[node.input[0]]
+    return convs
 
 
 def _winograd(convs: list[NodeProto]) -> str:

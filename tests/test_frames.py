@@ -52,7 +52,9 @@ def frames(cache: Path) -> d2feat.FrameExtractor:
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
     even = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
-    return [photograph("astronaut", SIZE), photograph("camera", SIZE), even, photograph("coffee", SIZE)]
+    sparse = photograph("camera", SIZE)
+    sparse[:, 60:] = 90
+    return [photograph("astronaut", SIZE), sparse, even, photograph("coffee", SIZE)]
 
 
 def test_every_frame_has_the_features_of_create(

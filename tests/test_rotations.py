@@ -85,15 +85,15 @@ def test_a_scene_turned_by_any_angle_is_matched(picture: np.ndarray, degrees: fl
     assert right_matches(detector.extract(picture), detector.extract(turned), matrix) > 150
 
 
-def test_pooling_over_rotations_does_so_for_an_upright_model(picture: np.ndarray) -> None:
+def test_pooling_over_rotations_does_so_for_a_model_that_half_can(picture: np.ndarray) -> None:
     turned, matrix = rotate(picture, 100)
     right = []
     for rotations in (1, 4):
         detector = create(nfeatures=300, model="d2net-lite", rotations=rotations)
         one, two = detector.extract(picture), detector.extract(turned)
         right.append(right_matches(one, two, matrix))
-    assert right[1] > 50
-    assert right[1] > 3 * right[0]
+    assert right[1] > 150
+    assert right[1] > 1.5 * right[0]
 
 
 def turns(one: d2feat.Features, two: d2feat.Features, expected: float = 0) -> np.ndarray:
