@@ -90,8 +90,7 @@ def _read_layers(model: Path) -> Iterator[tuple[float, bool]]:
     """Of every convolution of a level: multiplications a pixel, and whether they are of bytes."""
     graph = onnx.load(model).graph
     body = next(node for node in graph.node if node.op_type == "Loop").attribute[0].g
-    shapes = {tensor.name: tensor.dims for tensor in body.initializer}
-    answers = next((dims[0] for name, dims in shapes.items() if name.endswith("fine.c.weight")), 1)
+    answers = next((t.dims[0] for t in body.initializer if t.name.endswith("fine.c.weight")), 1)
     hidden = math.isqrt(answers)  # the stride of the fine head
     for tensor in body.initializer:
         name = re.search(r"(?:model\.(\d+)|fine\.([abcd]))\.weight", tensor.name)

@@ -17,7 +17,7 @@ from .errors import InputError
 from .evaluation.cli import app as evaluation
 from .images import read_image
 from .model import DEFAULT
-from .options import Model, Multiscale, Provider
+from .options import Model, Multiscale, Provider, check_folder_of
 from .sfm.cli import localize, reconstruct
 
 if TYPE_CHECKING:
@@ -244,8 +244,7 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: its folder is missing or its ending names no image format.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    check_folder_of(path)
     if not path.suffix or not cv2.haveImageWriter(str(path)):
         raise InputError(f"cannot write {path}: its ending names no image format; .png and .jpg do")
 

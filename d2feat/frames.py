@@ -30,8 +30,9 @@ from .stream import Extraction, decode, failed, overlap, taken
 LANES: Final = 2
 """Of a GPU, where a batch is more than one image: for one alone nothing else is waiting."""
 
-_OUTPUTS: Final = ("keypoints", "scores", "descriptors_{}")
-"""The last of them an image."""
+_OF_ALL: Final = ("keypoints", "scores")
+_OF_ONE: Final = "descriptors_{}"
+"""Outputs of all images of a batch, and of each."""
 
 _DEVICES: Final = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 
@@ -235,8 +236,7 @@ class _Lane:
     def _open(self, path: Path, provider: Any, threads: int) -> None:
         started = start(path, provider, threads, frames=True)
         shapes = {**started.inputs, **started.outputs}
-        of_all, of_each = _OUTPUTS[:2], _OUTPUTS[2]
-        needed = {"images", *of_all, of_each.format(0)}
+        needed = {"images", *_OF_ALL, _OF_ONE.format(0)}
         if started.properties.get("contract") != FRAMES or not shapes.keys() >= needed:
             raise ModelError(
                 f"{path} is no model for frames; make one with d2feat.create_frames, "
@@ -250,7 +250,7 @@ class _Lane:
         # A captured run reads and writes the same memory each time.
         self._batch = np.zeros(self.shape, np.uint8)
         self._images = value(shapes["images"], np.uint8, device, 0)
-        names = (*of_all, *map(of_each.format, range(self.shape[0])))
+        names = (*_OF_ALL, *map(_OF_ONE.format, range(self.shape[0])))
         self._outputs = [value(shapes[name], np.float32, device, 0) for name in names]
         self._session, self._binding = started.session, started.session.io_binding()
         self._binding.bind_ortvalue_input("images", self._images)

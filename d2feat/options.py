@@ -1,8 +1,11 @@
-"""Options that several commands share. How many features is not among them: its meaning differs."""
+"""Options that several commands share, and a check. How many features is none: its meaning differs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .errors import InputError
 
 Model = Annotated[str, typer.Option(help="name of a model (see: d2feat models), or path of an .onnx file")]
 Multiscale = Annotated[
@@ -13,3 +16,14 @@ Multiscale = Annotated[
     ),
 ]
 Provider = Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt")]
+
+
+def check_folder_of(path: Path) -> None:
+    """Refuse a file to write before the work and not after it.
+
+    Raises:
+        InputError: its folder is missing.
+    """
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {folder}")

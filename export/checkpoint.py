@@ -19,6 +19,9 @@ from .trunk import FINE_WIDTH, MEAN_BGR, D2Net
 NETWORK: Final = "network/"
 """What the names of the network's weights begin with in an exported model."""
 
+FLOAT: Final = "/float"
+"""What the name of a weight that is stored in half precision ends with where it is computed with."""
+
 TRUNK_LAYERS: Final = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
 """Places of the convolutions in VGG16's list of layers; the N of an official state dict's keys."""
 

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from .checkpoint import NETWORK, Checkpoint
+from .checkpoint import FLOAT, NETWORK, Checkpoint
 from .geometry import STRIDE, Coordinates, cell_origin
 from .pyramid import FineLevel, PaperLevel
 from .trunk import D2Net, preprocess
-from .winograd import FLOAT, WINOGRAD, offer_winograd
+from .winograd import WINOGRAD, offer_winograd
 
 CONTRACT: Final = "1"
 """Version of the inputs, outputs and metadata described in docs/model-format.md."""

@@ -20,10 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from .checkpoint import FLOAT
 from .geometry import STRIDE
-
-FLOAT: Final = "/float"
-"""What the name of a weight that is stored in half precision ends with where it is computed with."""
 
 WINOGRAD: Final = "winograd"
 """The graph's input that asks for it; false by default."""

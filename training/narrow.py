@@ -72,11 +72,10 @@ def widen_fine_head(net: D2Net, fine: int, seed: int = 0) -> D2Net:
     Raises:
         ValueError: `net` has no fine head, or a wider one.
     """
-    *widths, have = channels(net)
+    have = channels(net)[-1]
     if net.fine is None or fine < have:
         raise ValueError(f"a fine head of {have} channels cannot be made one of {fine} by widening")
-    wide = D2Net(widths, fine=fine, fine_stride=net.fine.stride, descriptor_relu=net.descriptor_relu)
-    wide.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
+    wide = _with_trunk(net, fine, net.fine.stride)
     assert wide.fine is not None
     with torch.no_grad():
         for new, old in _first_layers(wide.fine, net.fine):
@@ -100,9 +99,7 @@ def stride_fine_head(net: D2Net) -> D2Net:
     """
     if net.fine is None or net.fine.stride != 1:
         raise ValueError("only a fine head of stride 1 can be made one of stride 2")
-    *widths, fine = channels(net)
-    strided = D2Net(widths, fine=fine, fine_stride=2, descriptor_relu=net.descriptor_relu)
-    strided.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
+    strided = _with_trunk(net, net.fine.c.in_channels, 2)
     weights = net.fine.state_dict()
     first, last = weights["a.weight"], weights["c.weight"]
     mean = first.new_zeros(*first.shape[:2], 4, 4)
@@ -139,6 +136,14 @@ def revive_fine_head(net: D2Net, images: Tensor, seed: int = 0) -> D2Net:
         if len(alive):  # else there is nothing to take the new weights' size from
             _start(revived.fine, torch.nonzero(answers == 0).squeeze(1), net.fine, seed, alive)
     return revived
+
+
+def _with_trunk(net: D2Net, fine: int, stride: int) -> D2Net:
+    """The network with another fine head, of random weights."""
+    *widths, _ = channels(net)
+    other = D2Net(widths, fine=fine, fine_stride=stride, descriptor_relu=net.descriptor_relu)
+    other.dense_feature_extraction.load_state_dict(net.dense_feature_extraction.state_dict())
+    return other
 
 
 def channels(net: D2Net) -> tuple[int, ...]:

@@ -280,19 +280,16 @@ def _initial_network(init: Path | None, config: Config, photos: Photos) -> D2Net
     net = read_checkpoint(init).net
     if net.fine is None:
         raise TrainingError(f"{init} has no fine head to train")
-    try:
-        if config.fine_stride not in (0, net.fine.stride):
-            net = stride_fine_head(net)
-    except ValueError as error:
-        raise TrainingError(f"{init}: {error}") from None
-    *widths, fine = channels(net)
-    wanted = config.widths or tuple(widths), config.fine or fine
     size = (config.size, config.size)
     pairs = make_pairs(photos, 8, size, config.geometry, config.light, Generator().manual_seed(config.seed))
     images = centred(pairs.first)
-    if wanted[0] == tuple(widths) and wanted[1] >= fine:
-        return revive_fine_head(widen_fine_head(net, wanted[1]), images)
     try:
+        if config.fine_stride not in (0, net.fine.stride):
+            net = stride_fine_head(net)
+        *widths, fine = channels(net)
+        wanted = config.widths or tuple(widths), config.fine or fine
+        if wanted[0] == tuple(widths) and wanted[1] >= fine:
+            return revive_fine_head(widen_fine_head(net, wanted[1]), images)
         return narrow(net, *wanted, images)
     except ValueError as error:
         raise TrainingError(f"{init}: {error}") from None

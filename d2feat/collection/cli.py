@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..feature2d import D2Feature
 from ..hdf5 import image_names, open_hdf5
 from ..model import DEFAULT
-from ..options import Model, Multiscale, Provider
+from ..options import Model, Multiscale, Provider, check_folder_of
 from ..pairs import match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
@@ -75,8 +75,7 @@ def extract(
         raise InputError(f"cannot write {out}: its ending is none of .h5, .hdf5 and .parquet")
     if parquet and (engine is Engine.local or match):
         raise InputError("Parquet is written with --engine ray, and without --match")
-    if not out.resolve().parent.is_dir():
-        raise InputError(f"cannot write {out}: there is no folder {out.resolve().parent}")
+    check_folder_of(out)
     detector = D2Feature(
         nfeatures,
         scales=None if multiscale else (1.0,),

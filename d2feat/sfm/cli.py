@@ -15,7 +15,7 @@ from rich.table import Table
 from ..errors import D2FeatError, InputError
 from ..feature2d import create
 from ..model import DEFAULT
-from ..options import Model, Multiscale, Provider
+from ..options import Model, Multiscale, Provider, check_folder_of
 
 if TYPE_CHECKING:
     from .localize import Localized
@@ -101,7 +101,7 @@ def localize(
     from .localize import Map, benchmark_lines, localize_photos, read_queries
 
     if out is not None:
-        _check_folder_of(out)
+        check_folder_of(out)
     wanted = dict.fromkeys(queries or []) | ({} if listed is None else read_queries(listed, photos))
     if not wanted:
         raise InputError("name photographs to localise, or a list of them with --list")
@@ -207,12 +207,6 @@ def eval_retrieval(folder: Reconstruction) -> None:
     console.print(f"{len(names)} photos, {everything} pairs, {len(verified)} verified")
     console.print(f"global descriptors: {seconds:.1f} s, {seconds / extraction:.1%} of the extraction's time")
     console.print(table)
-
-
-def _check_folder_of(path: Path) -> None:
-    """Raise InputError before the work, and not after it, if there is no folder to write a file to."""
-    if not path.resolve().parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.resolve().parent}")
 
 
 def _open_lines(path: Path | None) -> TextIO:
