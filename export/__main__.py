@@ -87,7 +87,13 @@ def verify(model: Annotated[Path, typer.Argument(help="model file that this pack
 
     table = Table("image", "size", "scales", "keypoints", "same", "descriptors", "")
     failed = 0
-    for row in verify_model(model):
+    rows = verify_model(model)
+    try:
+        first = next(rows)
+    except ValueError as error:
+        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        raise typer.Exit(1) from None
+    for row in itertools.chain([first], rows):
         failed += not row.passed
         size = f"{row.size[1]} x {row.size[0]}"
         scales = " ".join(f"{scale:g}" for scale in row.scales)

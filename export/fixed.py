@@ -1,35 +1,45 @@
 """Fixed numbers of keypoints of images of one size: no lists as long as it happens, and no loops.
 
 OpenCV's engine wants it so (`export.opencv`), and what makes a GPU fast does, too: CUDA graphs, TensorRT and
-batches (`Frames`). A dense map and TopK take the place of the list of detections; network, head and
-descriptors are those of `export.graph`, at one scale.
+batches (`Frames`). A candidate for every block of pixels, and TopK, take the place of the list of detections;
+network, head and descriptors are those of `export.graph`, at one scale.
 """
 
 from typing import Final, NamedTuple
 
 import onnx
 import torch
+import torch.nn.functional as F
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .geometry import STRIDE, cell_origin
 from .graph import export_static
-from .head import FINE_BORDER, describe, fine_maxima, fine_scores, refine_fine, reliable
+from .head import (
+    FINE_BORDER,
+    FINE_RADIUS,
+    d2_score_map,
+    describe,
+    fine_maxima,
+    fine_scores,
+    refine_fine,
+    reliable,
+)
 from .trunk import D2Net, preprocess
 
-CANDIDATES: Final = 4
-"""So many times the wanted number of maxima are looked at, for some turn out to be even surfaces."""
+BLOCK: Final = FINE_RADIUS + 1
+"""Pixels: a square of this side holds one maximum at most, or equal ones, of which the last is taken."""
 
 SMALLEST: Final = 32
 """Pixels of the shorter side of `Frames`."""
 
 
 class FixedFeatures(NamedTuple):
-    """K keypoints, best first; where there are fewer, the last one is repeated with a score of 0.
+    """K keypoints of each of B images, best first; where there are fewer, the last one is repeated, scored 0.
 
     Attributes:
-        pixels: K x 2, (x, y). scores: K. descriptors: K x C, of unit length.
+        pixels: B x K x 2, (x, y). scores: B x K. descriptors: B x K x C, of unit length.
     """
 
     pixels: Tensor
@@ -37,37 +47,55 @@ class FixedFeatures(NamedTuple):
     descriptors: Tensor
 
 
-def fixed_features(dense: Tensor, repeatability: Tensor, level: Tensor, nfeatures: int) -> FixedFeatures:
-    """Detection and description of one image of a size known at export.
+def fixed_features(dense: Tensor, repeatability: Tensor, levels: Tensor, nfeatures: int) -> FixedFeatures:
+    """Detection and description of images of a size known at export.
+
+    From the candidates on, the images are lists of places one below the other, so that an operation does for
+    all: a GPU is busy with the launches of many small ones.
 
     Args:
-        dense: C x h x w, the dense map.
-        repeatability: H x W, the fine map.
-        level: 3 x H x W, the pixels (any offset).
+        dense: B x C x h x w, the dense maps.
+        repeatability: B x H x W, the fine maps.
+        levels: B x 3 x H x W, the pixels (any offset).
         nfeatures: K.
     """
-    height, width = repeatability.shape
-    channels, h, w = dense.shape
+    batch, height, width = repeatability.shape
+    channels, h, w = dense.shape[1:]
     origin = cell_origin("opencv")
-    rows = dense.permute(1, 2, 0).reshape(h * w, channels)
-    score = fine_scores(rows, h, w, repeatability, origin)
+    score = fine_scores(torch.vmap(d2_score_map)(dense), repeatability, origin)
 
-    inner = score[FINE_BORDER : height - FINE_BORDER, FINE_BORDER : width - FINE_BORDER]
-    ranked = (inner * fine_maxima(score).float()).reshape(1, -1)
-    values, found = torch.topk(ranked, CANDIDATES * nfeatures, dim=1)
-    candidates = found[0]
-    inner_width = width - 2 * FINE_BORDER
-    y = torch.div(candidates, inner_width, rounding_mode="floor")
-    x = candidates - y * inner_width + FINE_BORDER
-    y = y + FINE_BORDER
-    pixels, _, real = refine_fine(score, level, x, y)
-    ranked = reliable(values[0] * real.float(), rows, h, w, (pixels - origin) / STRIDE)
-    scores, best = torch.topk(ranked[None], nfeatures, dim=1)  # 0 where there is no maximum
+    # A maximum has the number of its place in its block, from 1 on; other pixels, and blocks without, have 0.
+    maxima = fine_maxima(score)
+    down, across = maxima.shape[1:]
+    number = (torch.arange(down) % BLOCK).unsqueeze(1) * BLOCK + torch.arange(across) % BLOCK + 1
+    found = F.max_pool2d((maxima.float() * number)[:, None], BLOCK, ceil_mode=True).reshape(-1)
+    place = (found - 1).clamp(min=0)
+    row = torch.floor(place / BLOCK)
+    blocks, columns = len(found) // batch, -(-across // BLOCK)
+    block = torch.arange(len(found)) % blocks
+    image = torch.arange(len(found)) // blocks
+    x = (place - BLOCK * row + (block % columns * BLOCK + FINE_BORDER)).long()
+    y = (row + (block // columns * BLOCK + FINE_BORDER)).long()
 
-    count = (scores > 0).float().sum(dim=1)
+    rows = dense.permute(0, 2, 3, 1).reshape(batch * h * w, channels)
+    tall = levels.transpose(0, 1).reshape(3, batch * height, width)
+    pixels, values, real = refine_fine(score.reshape(-1, width), tall, x, y, image * height)
+    values = values * (real & (found > 0)).float()
+    ranked = reliable(values, rows, h, w, (pixels - origin) / STRIDE, image)
+    most = min(nfeatures, blocks)
+    scores, best = torch.topk(ranked.view(batch, blocks), most, dim=1)  # 0 where there is no maximum
+    scores = F.pad(scores, (0, nfeatures - most))
+
+    count = (scores > 0).float().sum(dim=1, keepdim=True)
     row = torch.minimum(torch.arange(nfeatures).float(), (count - 1).clamp(min=0)).long()
-    pixels = pixels[best[0][row]]
-    return FixedFeatures(pixels, scores[0], describe(rows, h, w, (pixels - origin) / STRIDE))
+    image = torch.arange(batch).unsqueeze(1)
+    kept = (image * blocks + best.gather(1, row)).view(-1)
+    pixels = pixels.index_select(0, kept)
+    image = image.expand(batch, nfeatures).reshape(-1)
+    descriptors = describe(rows, h, w, (pixels - origin) / STRIDE, image)
+    return FixedFeatures(
+        pixels.view(batch, nfeatures, 2), scores, descriptors.view(batch, nfeatures, channels)
+    )
 
 
 class Frames(nn.Module):
@@ -94,13 +122,8 @@ class Frames(nn.Module):
         """
         levels = preprocess(images)
         dense, repeatability = self.net(levels)
-
-        def features(dense: Tensor, repeatability: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return fixed_features(dense, repeatability, level, self.nfeatures)
-
-        # All images in each operation: a GPU is busy with the launches of many small ones.
-        keypoints, scores, descriptors = torch.vmap(features)(dense, repeatability[:, 0], levels)
-        return keypoints, scores, *descriptors.unbind()
+        found = fixed_features(dense, repeatability[:, 0], levels, self.nfeatures)
+        return found.pixels, found.scores, *found.descriptors.unbind()
 
 
 def build_frames(
@@ -144,9 +167,8 @@ def check_fixed(checkpoint: Checkpoint, size: tuple[int, int], nfeatures: int) -
         ValueError: too many keypoints for the size (width, height), none, or the paper's head.
     """
     width, height = size
-    most = (width - 2 * FINE_BORDER) * (height - 2 * FINE_BORDER) // CANDIDATES
-    if not 1 <= nfeatures <= most:
-        raise ValueError(f"{width} x {height} pixels give 1 to {most} keypoints, not {nfeatures}")
+    if not 1 <= nfeatures <= width * height:
+        raise ValueError(f"{width} x {height} pixels give 1 to {width * height} keypoints, not {nfeatures}")
     if checkpoint.net.fine is None:
         raise ValueError("only networks with a fine head give fixed numbers of keypoints, not the paper's")
 

@@ -35,7 +35,7 @@ OPSET: Final = 20
 IR_VERSION: Final = 10
 
 SMALLEST: Final = 4 * STRIDE
-"""Levels narrower than this, in pixels, are padded to it: the network needs a few cells to work on."""
+"""Of levels narrower than this, in pixels, the last row or column is repeated: the network needs cells."""
 
 _GRAPH: Final = """
 d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3] points)
@@ -74,7 +74,7 @@ d2net (uint8[H, W, 3] image, double[L] pyramid, int64 max_keypoints, float[M, 3]
       wanting = Sub (smallest, level_shape)
       missing = Max (wanting, nothing)
       pads = Concat <axis = 0> (six_zeros, missing)
-      level_image = Pad (resized, pads)
+      level_image = Pad <mode = "edge"> (resized, pads)
       MAPS = d2feat.network (level_image)
       SUM
       channels_last = Transpose <perm = [0, 2, 3, 1]> (dense)

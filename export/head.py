@@ -4,8 +4,8 @@ Upstream computes Hessians and Newton steps for all 512 channels; only those of 
 ever used. Here the winner's 3x3 neighbourhood is gathered once (nine maps instead of six times 512) and
 all arithmetic is done on that: the same detections at a hundredth of the memory.
 
-Conventions: a dense map of h x w cells is passed as `rows`, (h w) x C, row-major; positions are (x, y),
-in cells or in pixels of the pyramid level as said.
+Conventions: a dense map of h x w cells is passed as `rows`, (h w) x C, row-major, in single or half precision
+(what is computed of it is in single); positions are (x, y), in cells or in pixels of the level as said.
 
 Reference: Dusmanu et al., CVPR 2019, section 3 (equation numbers below).
 """
@@ -89,7 +89,7 @@ def winner_patches(rows: Tensor, h: int, w: int) -> Tensor:
     x = torch.arange(w) + step % 3 - 1
     inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
     cell = y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
-    return F.relu(_take(rows, cell * channels + channel)) * inside
+    return F.relu(_take(rows, cell * channels + channel).float()) * inside
 
 
 def _take(values: Tensor, places: Tensor) -> Tensor:
@@ -137,16 +137,22 @@ def d2_scores(patches: Tensor) -> Tensor:
     return alpha / alpha.amax((0, 1), keepdim=True).clamp(min=1e-12)
 
 
-def cells_to_pixel_map(cell_map: Tensor, height: int, width: int, origin: float) -> Tensor:
-    """Resize an h x w map of cells bilinearly to height x width pixels, clamped at the border.
+def d2_score_map(dense: Tensor) -> Tensor:
+    """The h x w `d2_scores` of a C x h x w dense map."""
+    channels, h, w = dense.shape
+    return d2_scores(winner_patches(dense.permute(1, 2, 0).reshape(h * w, channels), h, w))
+
+
+def cells_to_pixel_maps(cell_maps: Tensor, height: int, width: int, origin: float) -> Tensor:
+    """Resize B x h x w maps of cells bilinearly to height x width pixels, clamped at the border.
 
     Pixel x lies at cell (x - origin) / 4. A half-pixel resize by 4 of the map with one cell repeated in
     front puts its pixel x' at cell (x' - 1.5) / 4 - 1, so x = x' - 5.5 + origin.
     """
     first = int(5.5 - origin)
-    padded = F.pad(cell_map[None, None], (1, 3, 1, 3), mode="replicate")
+    padded = F.pad(cell_maps[:, None], (1, 3, 1, 3), mode="replicate")
     resized = F.interpolate(padded, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
-    return resized[0, 0, first : first + height, first : first + width]
+    return resized[:, 0, first : first + height, first : first + width]
 
 
 def detect_fine(
@@ -161,8 +167,9 @@ def detect_fine(
         level: 3 x H x W, the level's pixels (any offset; only differences count).
         origin: pixel coordinate of cell 0's centre.
     """
-    score = fine_scores(rows, h, w, repeatability, origin)
-    y, x = torch.nonzero(fine_maxima(score), as_tuple=True)
+    alpha = d2_scores(winner_patches(rows, h, w))
+    score = fine_scores(alpha[None], repeatability[None], origin)[0]
+    y, x = torch.nonzero(fine_maxima(score[None])[0], as_tuple=True)
     y, x = y + FINE_BORDER, x + FINE_BORDER
     pixels, values, real = refine_fine(score, level, x, y)
     kept = torch.nonzero(real).squeeze(1)
@@ -171,30 +178,44 @@ def detect_fine(
     return Detections(cells, pixels, reliable(values[kept], rows, h, w, cells))
 
 
-def fine_scores(rows: Tensor, h: int, w: int, repeatability: Tensor, origin: float) -> Tensor:
-    """H x W repeatability x D2 score, whose maxima are fine detections; arguments as for `detect_fine`."""
-    height, width = repeatability.shape
-    alpha = cells_to_pixel_map(d2_scores(winner_patches(rows, h, w)), height, width, origin)
-    return repeatability * alpha.clamp(min=FINE_FLOOR)
+def fine_scores(alpha: Tensor, repeatability: Tensor, origin: float) -> Tensor:
+    """B x H x W repeatability x D2 score, whose maxima are fine detections.
+
+    Args:
+        alpha: B x h x w, the `d2_scores` of each image.
+        repeatability: B x H x W fine maps.
+        origin: pixel coordinate of cell 0's centre.
+    """
+    height, width = repeatability.shape[1:]
+    return repeatability * cells_to_pixel_maps(alpha, height, width, origin).clamp(min=FINE_FLOOR)
 
 
 def fine_maxima(score: Tensor) -> Tensor:
-    """Whether pixels are maxima of their window; without a border of `FINE_BORDER` pixels."""
-    height, width = score.shape
+    """Which of B x H x W scores are maxima of their window; without a border of `FINE_BORDER` pixels."""
+    height, width = score.shape[1:]
     window = 2 * FINE_RADIUS + 1
-    tallest = F.max_pool2d(score[None, None], (1, window), 1, (0, FINE_RADIUS))
-    tallest = F.max_pool2d(tallest, (window, 1), 1, (FINE_RADIUS, 0))[0, 0]
-    return (score >= tallest)[FINE_BORDER : height - FINE_BORDER, FINE_BORDER : width - FINE_BORDER]
+    tallest = F.max_pool2d(score[:, None], (1, window), 1, (0, FINE_RADIUS))
+    tallest = F.max_pool2d(tallest, (window, 1), 1, (FINE_RADIUS, 0))[:, 0]
+    return (score >= tallest)[:, FINE_BORDER : height - FINE_BORDER, FINE_BORDER : width - FINE_BORDER]
 
 
-def refine_fine(score: Tensor, level: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """N x 2 positions after the quadratic step, N scores, and whether N maxima at (x, y) are real peaks."""
+def refine_fine(
+    score: Tensor, level: Tensor, x: Tensor, y: Tensor, above: Tensor | int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """N x 2 positions after the quadratic step, N scores, and whether N maxima at (x, y) are real peaks.
+
+    Args:
+        score: H x W, or those of several images one below the other.
+        level: 3 x H x W, likewise.
+        x, y: N whole pixels of the image.
+        above: N, rows of `score` and `level` above the image.
+    """
     width = score.shape[1]
     offsets = torch.tensor([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
-    patches = _take(score, offsets.unsqueeze(1) + (y * width + x))
+    patches = _take(score, offsets.unsqueeze(1) + ((above + y) * width + x))
     peak = peaks(patches)
     # A plateau is no peak, and rounding makes peaks of even surfaces.
-    real = ((peak.dxx < 0) | (peak.dyy < 0)) & varies(level, x, y)
+    real = ((peak.dxx < 0) | (peak.dyy < 0)) & varies(level, x, above + y)
     step_x, step_y = peak.newton_step()
     good = (peak.det > 0) & (step_x.abs() <= 1) & (step_y.abs() <= 1)
     zero = torch.zeros_like(step_x)
@@ -208,32 +229,47 @@ def varies(level: Tensor, x: Tensor, y: Tensor) -> Tensor:
     offsets = torch.tensor([dy * width + dx for dy in FLAT_OFFSETS for dx in FLAT_OFFSETS])
     channel = torch.arange(3).view(3, 1, 1) * (height * width)
     samples = _take(level, channel + offsets.unsqueeze(1) + (y * width + x))
-    return ((samples.amax(1) - samples.amin(1)) >= FLAT).any(0)
+    return (samples.amax(1) - samples.amin(1)).amax(0) >= FLAT
 
 
-def reliable(scores: Tensor, rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
+def reliable(scores: Tensor, rows: Tensor, h: int, w: int, cells: Tensor, image: Tensor | int = 0) -> Tensor:
     """N scores of detections at N x 2 positions in cells, times the length of the descriptors there.
 
     Where the network answers weakly a descriptor is found again less often (docs/training.md). For ranking
     alone: as part of `fine_scores` the length, which knows cells and not pixels, would move the keypoints.
     Lengths are interpolated between cells, as descriptors are.
     """
-    return scores * interpolate(rows.norm(dim=1, keepdim=True), h, w, cells).squeeze(1)
+    # Half precision is for GPUs, where the runtime takes twice as long for a norm, which else needs no copy.
+    half = rows.dtype == torch.float16
+    lengths = _lengths(rows.float()) if half else rows.norm(dim=1, keepdim=True)
+    return scores * interpolate(lengths, h, w, cells, image).squeeze(1)
 
 
-def describe(rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
+def describe(rows: Tensor, h: int, w: int, cells: Tensor, image: Tensor | int = 0) -> Tensor:
     """N x C unit descriptors at N x 2 positions in cells."""
-    return F.normalize(interpolate(rows, h, w, cells), dim=1)
+    described = interpolate(rows, h, w, cells, image)
+    return described / _lengths(described).clamp(min=1e-12)
 
 
-def interpolate(rows: Tensor, h: int, w: int, cells: Tensor) -> Tensor:
-    """N x C: the map interpolated bilinearly at N x 2 positions in cells, clamped to it."""
+def _lengths(rows: Tensor) -> Tensor:
+    """N x 1, of N x C."""
+    return (rows * rows).sum(1, keepdim=True).sqrt()
+
+
+def interpolate(rows: Tensor, h: int, w: int, cells: Tensor, image: Tensor | int = 0) -> Tensor:
+    """N x C float32: the map interpolated bilinearly at N x 2 positions in cells, clamped to it.
+
+    Where `rows` are the maps of several images one below the other, `image` says of N which.
+    """
     x = cells[:, 0].clamp(0, w - 1)
     y = cells[:, 1].clamp(0, h - 1)
     # Clamped before they are whole: OpenCV's engine clips no whole numbers.
-    left, right = x.floor().long(), (x.floor() + 1).clamp(max=w - 1).long()
-    top, bottom = y.floor().long(), (y.floor() + 1).clamp(max=h - 1).long()
+    left, top = x.floor(), y.floor()
     fx, fy = (x - left).unsqueeze(1), (y - top).unsqueeze(1)
-    upper = rows[top * w + left] * (1 - fx) + rows[top * w + right] * fx
-    lower = rows[bottom * w + left] * (1 - fx) + rows[bottom * w + right] * fx
-    return upper * (1 - fy) + lower * fy
+    right, bottom = (left + 1).clamp(max=w - 1).long(), (top + 1).clamp(max=h - 1).long()
+    upper, lower, left = (image * h + top.long()) * w, (image * h + bottom) * w, left.long()
+    above = rows.index_select(0, upper + left).float() * (1 - fx)
+    above += rows.index_select(0, upper + right).float() * fx
+    below = rows.index_select(0, lower + left).float() * (1 - fx)
+    below += rows.index_select(0, lower + right).float() * fx
+    return above * (1 - fy) + below * fy

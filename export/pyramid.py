@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .geometry import STRIDE, Coordinates, cell_origin
-from .head import Detections, describe, detect_fine, detect_paper
+from .head import FINE_BORDER, Detections, describe, detect_fine, detect_paper
 
 
 class Level(NamedTuple):
@@ -44,6 +44,9 @@ class _DetectAndDescribe(nn.Module):
         coordinates: geometry of the keypoints, see `export.geometry`.
     """
 
+    border: int = 1
+    """Pixels by which keypoints are below the level's size; after it there may be repeated rows."""
+
     def __init__(self, coordinates: Coordinates = "opencv") -> None:
         super().__init__()
         self.upstream = coordinates == "upstream"
@@ -64,7 +67,7 @@ class _DetectAndDescribe(nn.Module):
         points: Tensor,
     ) -> Level:
         """The best detections and the points, described; pixel p is `factor` p + `shift` of the image."""
-        inside = (found.pixels <= level_size - 1).all(dim=1)  # and not in the padding
+        inside = (found.pixels <= level_size - self.border).all(dim=1)
         kept = torch.nonzero(inside).squeeze(1)
         best = kept[best_first(found.scores[kept], max_keypoints)]
         scales = pyramid.float().reciprocal()
@@ -84,6 +87,8 @@ class _DetectAndDescribe(nn.Module):
 class FineLevel(_DetectAndDescribe):
     """Detection and description at one level with the fine head, as a module to export."""
 
+    border = FINE_BORDER
+
     def forward(
         self,
         cells: Tensor,
@@ -101,7 +106,7 @@ class FineLevel(_DetectAndDescribe):
         Args:
             cells: h x w x C, the level's dense map.
             repeatability: 1 x 1 x H' x W', its fine map.
-            level: 1 x 3 x H' x W', its pixels, padded at the end if very small.
+            level: 1 x 3 x H' x W', its pixels, the last ones repeated if it is very small.
             index: int64 scalar.
             pyramid: L float64, the levels' sizes relative to the image, ascending.
             level_size, image_size: 2 int64, (width, height).

@@ -5,7 +5,7 @@ Features", CVPR 2019, section 4 (the trunk). The fine head is ours (docs/how-it-
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ WIDTHS: Final[tuple[int, int, int, int]] = (64, 128, 256, 512)
 
 FINE_WIDTH: Final = 16
 """Channels of the fine head's hidden layer in the full network."""
+
+HALF_INPUTS: Final = 8
+"""Input channels of a halved network, three of the image and zeros: GPUs take longer for three alone."""
 
 
 class DenseMaps(NamedTuple):
@@ -75,7 +78,7 @@ class FineHead(nn.Module):
 
     With a stride of 2 the hidden layer has a quarter of the pixels: R = shuffle(c(relu(a(full) + b(half) +
     up(d(quarter))))), where a moves by two pixels and c answers for 2 x 2 at a time, laid out by a pixel
-    shuffle (Shi et al., CVPR 2016). For light models: there, maps at full resolution take much of the time.
+    shuffle (Shi et al., CVPR 2016). So it is in the shipped models; a stride of 1 is what they came from.
 
     Args:
         channels: of the three maps.
@@ -141,23 +144,67 @@ class D2Net(nn.Module):
         self.half_trunk = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Dense map F and repeatability r (None without a fine head) of B x 3 x H x W images."""
+        """Dense map F and repeatability r (None without a fine head) of B x 3 x H x W images.
+
+        Both float32, but F of a halved network with a fine head: that is float16.
+        """
         height, width = images.shape[2:]
         if self.fine is not None:
             # Whole cells: the last row and column are repeated until there are.
             whole = (0, -width % STRIDE, 0, -height % STRIDE)
             images = F.pad(images, whole, mode="replicate")
-        maps = self.dense_feature_extraction(images.half() if self.half_trunk else images)
-        dense = (F.relu(maps.dense) if self.descriptor_relu else maps.dense).float()
-        return dense, None if self.fine is None else self.fine(*maps[1:])[:, :, :height, :width]
+        if self.half_trunk:
+            levels = (images + _fractions()).half()
+            images = F.pad(levels, (0, 0, 0, 0, 0, HALF_INPUTS - images.shape[1]))
+        maps = self.dense_feature_extraction(images)
+        dense = F.relu(maps.dense) if self.descriptor_relu else maps.dense
+        if self.fine is None:
+            return dense.float(), None
+        return dense, self.fine(*maps[1:])[:, :, :height, :width]
 
     def halve(self) -> None:
-        """Let the trunk and the fine head's first layers compute in half precision from now on."""
+        """Let the trunk and the fine head's first layers compute in half precision from now on.
+
+        In layers of the same function that GPUs are faster at: see `_widened` and `_averaging`.
+        """
+        if self.half_trunk:
+            return
         self.half_trunk = True
+        layers = self.dense_feature_extraction.model
+        first, before_pool = cast(nn.Conv2d, layers[0]), cast(nn.Conv2d, layers[14])
+        layers[0], layers[16] = _widened(first), _averaging(before_pool.out_channels)
         self.dense_feature_extraction.half()
         if self.fine is not None:
-            for first in (self.fine.a, self.fine.b, self.fine.d):
-                first.half()
+            for early in (self.fine.a, self.fine.b, self.fine.d):
+                early.half()
+
+
+def _widened(first: nn.Conv2d) -> nn.Conv2d:
+    """The first convolution for `HALF_INPUTS` channels, the last ones zeros, of pixels plus `_fractions`.
+
+    The same function but for an image's outermost pixels, beyond which a zero now is another grey.
+    """
+    wide = nn.Conv2d(HALF_INPUTS, first.out_channels, 3, padding=1)
+    weights = first.state_dict()
+    shift = (weights["weight"] * _fractions()).sum((1, 2, 3))
+    weight = F.pad(weights["weight"], (0, 0, 0, 0, 0, HALF_INPUTS - first.in_channels))
+    wide.load_state_dict({"weight": weight, "bias": weights["bias"] - shift})
+    return wide.requires_grad_(False)
+
+
+def _averaging(channels: int) -> nn.Conv2d:
+    """pool3 as a convolution."""
+    mean = nn.Conv2d(channels, channels, 2, bias=False)
+    mean.load_state_dict(
+        {"weight": torch.eye(channels).view(channels, channels, 1, 1).repeat(1, 1, 2, 2) / 4}
+    )
+    return mean.requires_grad_(False)
+
+
+def _fractions() -> Tensor:
+    """1 x 3 x 1 x 1: `MEAN_BGR` less that rounded, less which grey levels are exact in half precision."""
+    mean = torch.tensor(MEAN_BGR).view(1, 3, 1, 1)
+    return mean - mean.round()
 
 
 def preprocess(images: Tensor) -> Tensor:

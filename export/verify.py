@@ -61,6 +61,7 @@ def verify_model(
 
     Raises:
         ModuleNotFoundError: outside a checkout, where the tests are not to be had.
+        ValueError: the model is not in single precision.
     """
     import cv2
     import onnxruntime as ort
@@ -69,6 +70,8 @@ def verify_model(
 
     model = onnx.load(path)
     said = {entry.key: entry.value for entry in model.metadata_props}
+    if said.get("precision") != "fp32":
+        raise ValueError(f"{path} is not a model of ours in single precision: only those follow the formulas")
     weights = network_weights(model)
     options = ort.SessionOptions()
     options.log_severity_level = 3

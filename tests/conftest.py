@@ -45,13 +45,17 @@ def assert_same_keypoints(ours: tuple, theirs: tuple, tolerance: float = 0.0) ->
 
 
 def assert_same_features(
-    ours: d2feat.Features, theirs: d2feat.Features, position: float = 0.0, descriptor: float = 0.0
+    ours: d2feat.Features,
+    theirs: d2feat.Features,
+    position: float = 0.0,
+    descriptor: float = 0.0,
+    score: float = 0.0,
 ) -> None:
-    """Two `Features` are alike in every array, up to the tolerances."""
+    """Two `Features` are alike in every array, up to the tolerances; `score` is a relative one, on top."""
     assert ours.image_size == theirs.image_size
     assert len(ours) == len(theirs)
     np.testing.assert_allclose(ours.keypoints, theirs.keypoints, rtol=0, atol=position)
-    np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=descriptor)
+    np.testing.assert_allclose(ours.scores, theirs.scores, rtol=score, atol=descriptor)
     np.testing.assert_allclose(ours.scales, theirs.scales, rtol=1e-6)
     np.testing.assert_allclose(ours.descriptors, theirs.descriptors, rtol=0, atol=descriptor)
 

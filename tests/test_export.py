@@ -20,7 +20,7 @@ from export.graph import export_network
 from export.head import d2_scores, winner_patches
 from export.photographs import shipped_photographs
 from export.quantize import _group_pixels, _upsample_channels_last
-from export.trunk import D2Net
+from export.trunk import HALF_INPUTS, MEAN_BGR, D2Net, _averaging, _fractions, _widened
 from export.verify import PYRAMIDS, compare, verify_model
 from export.winograd import FEWEST_CELLS, WINOGRAD
 from tests.reference import fine_map, trunk
@@ -322,3 +322,20 @@ def test_winner_patches_are_the_winning_channels_neighbourhoods() -> None:
         for x in range(7):
             winner = dense[:, y, x].argmax()
             assert torch.equal(patches[:, y, x].view(3, 3), padded[winner, y : y + 3, x : x + 3])
+
+
+def test_a_halved_networks_layers_are_of_the_same_function() -> None:
+    """In single precision, away from the border, whose zeros are another grey."""
+    first, images = torch.nn.Conv2d(3, 4, 3, padding=1), torch.randint(0, 256, (1, 3, 9, 8)).float()
+    levels = images - torch.tensor(MEAN_BGR).view(1, 3, 1, 1)
+    whole = torch.nn.functional.pad(levels + _fractions(), (0, 0, 0, 0, 0, HALF_INPUTS - 3))
+    assert torch.equal(whole.half().float(), whole.round()), "exact in half precision"
+    inner = slice(1, -1)
+    wide, narrow = _widened(first)(whole), first(levels)
+    torch.testing.assert_close(wide[..., inner, inner], narrow[..., inner, inner], rtol=0, atol=2e-3)
+    maps = torch.randn(1, 4, 6, 5)
+    torch.testing.assert_close(_averaging(4)(maps), torch.nn.AvgPool2d(2, stride=1)(maps))
+    net = D2Net((4, 4, 4, 4), fine=2)
+    net.halve()
+    net.halve()
+    assert net.dense_feature_extraction.model[0].weight.shape == (4, HALF_INPUTS, 3, 3)

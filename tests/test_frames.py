@@ -26,8 +26,8 @@ from typer.testing import CliRunner
 
 from export.__main__ import app, export_checkpoint
 from export.checkpoint import read_checkpoint
-from export.fixed import fixed_features
-from export.trunk import preprocess
+from export.fixed import FixedFeatures, fixed_features
+from export.trunk import D2Net, preprocess
 
 MODEL = "d2net-lite"
 SIZE = (110, 86)
@@ -179,8 +179,9 @@ def test_command_line_writes_frames_and_half_precision(tmp_path: Path, images: l
     result = CliRunner().invoke(app, [*command, "--size", "110x86", "--keypoints", "60", "--batch", "1"])
     assert result.exit_code == 0, result.output
     found = d2feat.FrameExtractor(out, provider="cpu").extract(images[:1])[0]
-    # ONNX Runtime's CPU computes half precision as single.
-    assert_same_features(found, create(60, model=MODEL).extract(images[0]), position=1e-3, descriptor=1e-2)
+    # ONNX Runtime's CPU computes half precision as single; the dense map is rounded.
+    single = create(60, model=MODEL).extract(images[0])
+    assert_same_features(found, single, position=0.01, descriptor=1e-2, score=5e-3)
     assert out.stat().st_size < 2.5e6
     for wrong in (["--int8", str(tmp_path)], ["--coordinates", "upstream"]):
         assert CliRunner().invoke(app, [*command, *wrong]).exit_code == 2
@@ -195,25 +196,46 @@ def test_a_model_in_half_precision_does_all_that_the_others_do(
 ) -> None:
     path = export_checkpoint(d2feat.available_models()[MODEL], tmp_path / "half.onnx", half=True)
     assert path.stat().st_size < 1.2e6
-    half, single = (create(200, scales=d2feat.MULTISCALE, model=model) for model in (path, MODEL))
-    assert_same_features(half.extract(images[0]), single.extract(images[0]), position=1e-3, descriptor=1e-2)
+    half, single = (
+        create(200, scales=d2feat.MULTISCALE, model=model).extract(images[0]) for model in (path, MODEL)
+    )
+    # The dense map is rounded, so what scores nearly alike may change places.
+    distance = np.linalg.norm(half.keypoints[:, None] - single.keypoints, axis=2)
+    near = distance.min(1) < 0.05
+    assert near.mean() > 0.95
+    cosines = np.sum(half.descriptors * single.descriptors[distance.argmin(1)], axis=1)
+    assert cosines[near].min() > 0.999
+
+
+def test_more_keypoints_may_be_asked_for_than_there_are_places(images: list[np.ndarray]) -> None:
+    net = read_checkpoint(d2feat.available_models()[MODEL]).net
+    levels = preprocess(torch.from_numpy(np.stack([images[0], images[3]])))
+    with torch.no_grad():
+        dense, fine = net(levels)
+        few, many = (fixed_features(dense, fine[:, 0], levels, count) for count in (60, 1000))
+    torch.testing.assert_close(many.pixels[:, :20], few.pixels[:, :20])
+    assert many.scores.shape == (2, 1000)
+    assert (many.scores[:, -100:] == 0).all()
+    assert (many.pixels[:, -1] == many.pixels[:, -100]).all()
 
 
 def test_positions_survive_half_precision(images: list[np.ndarray]) -> None:
     """PyTorch's arithmetic in half precision, which ONNX Runtime has on GPUs only."""
     single, half = (read_checkpoint(d2feat.available_models()[MODEL]).net for _ in range(2))
     half.halve()
+
+    def features(net: D2Net, level: torch.Tensor) -> FixedFeatures:
+        dense, fine = net(level)
+        return fixed_features(dense, fine[:, 0], level, 40)
+
     with torch.no_grad():
         for image in (images[0], images[3]):
             level = preprocess(torch.from_numpy(image))
-            one, two = (
-                fixed_features(dense[0], fine[0, 0], level[0], 40)
-                for dense, fine in (net(level) for net in (single, half))
-            )
-            distance, match = torch.cdist(one.pixels, two.pixels).min(1)
+            one, two = (features(net, level) for net in (single, half))
+            distance, match = torch.cdist(one.pixels[0], two.pixels[0]).min(1)
             assert (distance < 0.25).float().mean() >= 0.95
             near = distance < 0.25
-            assert (one.descriptors * two.descriptors[match]).sum(1)[near].min() > 0.9999
+            assert (one.descriptors[0] * two.descriptors[0][match]).sum(1)[near].min() > 0.9999
 
 
 # ---- what cannot run here: a stand-in for a GPU's runtime, on the processor
@@ -269,7 +291,8 @@ def test_a_gpu_captures_the_run_in_half_precision_and_keeps_the_arrays_on_the_de
     assert list(cache.glob("frames-*/110x86-60-2-half.onnx"))
     ours = create(60, model=MODEL)
     for one, image in zip(frames.extract(5 * images), 5 * images, strict=True):
-        assert_same_features(one, ours.extract(image), position=1e-3, descriptor=1e-2)
+        # Where two channels of a cell are alike, rounding to half precision may make the other one win.
+        assert_same_features(one, ours.extract(image), position=0.1, descriptor=1e-2, score=0.05)
 
 
 def test_one_image_at_a_time_needs_one_session(cache: Path, runtime: Runtime) -> None:

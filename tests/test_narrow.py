@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2feat.model import bundled_folder
 from export.checkpoint import read_checkpoint
-from export.photographs import shipped_photographs
-from export.trunk import D2Net, preprocess
+from export.trunk import D2Net
 from training.average import average
 from training.config import Config
 from training.narrow import channels, narrow, revive_fine_head, stride_fine_head, widen_fine_head
@@ -111,17 +109,6 @@ def test_half_the_resolution_begins_with_the_same_where_pixels_are_alike() -> No
         stride_fine_head(stride_fine_head(net))
     with pytest.raises(ValueError, match="stride 1"):
         stride_fine_head(D2Net(WIDE))
-
-
-def test_half_the_resolution_is_nearly_the_same_in_a_trained_network() -> None:
-    """What training goes on from."""
-    net = read_checkpoint(bundled_folder() / "d2net.onnx").net
-    strided = stride_fine_head(net)
-    maps = net.dense_feature_extraction(
-        preprocess(torch.from_numpy(shipped_photographs()["coffee"][:200, :200]))
-    )
-    both = torch.stack([head(*maps[1:]).flatten() for head in (net.fine, strided.fine)])
-    assert float(torch.corrcoef(both)[0, 1]) > 0.7
 
 
 def test_dead_channels_of_the_fine_head_begin_anew_and_the_others_stay() -> None:

@@ -19,8 +19,8 @@ from tests.conftest import create, photograph
 FIFTY = int(os.environ.get("D2FEAT_NATIVE", "0"))
 WIDTH, HEIGHT = SIZE = (160, 128)
 NFEATURES = 200
-TOLERANCE = {"aliked": 0.05, "disk": 0.6}
-"""Pixels; cv::DISK's positions are whole numbers."""
+TOLERANCE = {"aliked": 0.05, "disk": 0.75}
+"""Pixels; cv::DISK has whole ones, up to .71 from the place."""
 
 NAMES = (
     "astronaut",
@@ -62,7 +62,8 @@ def agreement(
     """Share of the keypoints of both that the other has too, and the least cosine of their descriptors."""
     keypoints, descriptors = feature.detectAndCompute(image, None)
     expected = ours.extract(image)
-    points = np.array([keypoint.pt for keypoint in keypoints])
+    real = [i for i, keypoint in enumerate(keypoints) if keypoint.response > 0]  # no repetition of the last
+    points, descriptors = np.array([keypoints[i].pt for i in real]), descriptors[real]
     distance, match = nearest(points, expected.keypoints)
     reverse, _ = nearest(expected.keypoints, points)
     same = distance <= tolerance

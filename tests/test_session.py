@@ -79,7 +79,8 @@ def test_a_gpus_runtime_without_a_gpu_takes_what_suits_the_processor(
 def test_objects_that_ask_for_the_same_share_one_session() -> None:
     first, second = sessions.open_session(EXACT, "cpu"), sessions.open_session(EXACT, "cpu")
     assert first is second
-    assert sessions.open_session(EXACT, "cpu", 1) is not first
+    one, two = (sessions.open_session(EXACT, "cpu", threads) for threads in (1, 2))
+    assert one is not two
 
 
 def test_a_list_of_providers_is_taken_as_onnx_runtime_takes_it() -> None:

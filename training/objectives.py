@@ -46,16 +46,9 @@ def soft_scores(dense: Tensor) -> Tensor:
 
 def fine_scores(dense: Tensor, repeatability: Tensor) -> Tensor:
     """The score that fine detection takes maxima of (`export.head.detect_fine`), B x 1 x H x W."""
-    height, width = repeatability.shape[2:]
-    h, w = dense.shape[2:]
-
-    def alpha(one: Tensor) -> Tensor:
-        patches = head.winner_patches(one.permute(1, 2, 0).reshape(h * w, -1), h, w)
-        return head.cells_to_pixel_map(head.d2_scores(patches), height, width, ORIGIN)
-
     with dense.device:
-        alphas: Tensor = torch.vmap(alpha)(dense.float())
-    return repeatability * alphas.unsqueeze(1).clamp(min=head.FINE_FLOOR)
+        alphas: Tensor = torch.vmap(head.d2_score_map)(dense.float())
+    return head.fine_scores(alphas, repeatability[:, 0], ORIGIN).unsqueeze(1)
 
 
 # Positions
