@@ -1,6 +1,8 @@
 """Command line: ``python -m export --weights FILE --out FILE``, ``python -m export verify FILE``."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -65,7 +67,7 @@ def export(
         raise typer.BadParameter(f"--target {target} takes neither --int8 nor --coordinates")
     if half and (int8 is not None or target == "opencv"):
         raise typer.BadParameter("--half goes with neither --int8 nor --target opencv")
-    try:
+    with _errors_said():
         if target == "opencv":
             model = build_native(read_checkpoint(weights), parse_size(size), keypoints, contract)  # type: ignore[arg-type]
             path = save_model(model, out)
@@ -74,9 +76,6 @@ def export(
             path = save_model(model, out)
         else:
             path = export_checkpoint(weights, out, coordinates, name, int8, version, half)  # type: ignore[arg-type]
-    except (ValueError, FileNotFoundError) as error:
-        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
-        raise typer.Exit(1) from None
     console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
@@ -87,26 +86,30 @@ def verify(model: Annotated[Path, typer.Argument(help="model file that this pack
 
     table = Table("image", "size", "scales", "keypoints", "same", "descriptors", "")
     failed = 0
-    rows = verify_model(model)
-    try:
-        first = next(rows)
-    except ValueError as error:
-        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
-        raise typer.Exit(1) from None
-    for row in itertools.chain([first], rows):
-        failed += not row.passed
-        size = f"{row.size[1]} x {row.size[0]}"
-        scales = " ".join(f"{scale:g}" for scale in row.scales)
-        verdict = "ok" if row.passed else "FAILED"
-        cells = (str(row.keypoints), f"{row.same:.2%}", f"{row.descriptor_error:.1e}", verdict)
-        table.add_row(row.image, size, scales, *cells)
-        console.print(
-            f"{row.image} {size} at {scales}: {row.same:.2%} of the keypoints, {verdict}", highlight=False
-        )
+    with _errors_said():
+        for row in verify_model(model):
+            failed += not row.passed
+            size = f"{row.size[1]} x {row.size[0]}"
+            scales = " ".join(f"{scale:g}" for scale in row.scales)
+            verdict = "ok" if row.passed else "FAILED"
+            cells = (str(row.keypoints), f"{row.same:.2%}", f"{row.descriptor_error:.1e}", verdict)
+            table.add_row(row.image, size, scales, *cells)
+            console.print(
+                f"{row.image} {size} at {scales}: {row.same:.2%} of the keypoints, {verdict}", highlight=False
+            )
     console.print(table)
     if failed:
         console.print(f"{failed} comparisons failed", style="red")
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _errors_said() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        raise typer.Exit(1) from None
 
 
 def export_checkpoint(

@@ -63,24 +63,13 @@ def fixed_features(dense: Tensor, repeatability: Tensor, levels: Tensor, nfeatur
     channels, h, w = dense.shape[1:]
     origin = cell_origin("opencv")
     score = fine_scores(torch.vmap(d2_score_map)(dense), repeatability, origin)
-
-    # A maximum has the number of its place in its block, from 1 on; other pixels, and blocks without, have 0.
-    maxima = fine_maxima(score)
-    down, across = maxima.shape[1:]
-    number = (torch.arange(down) % BLOCK).unsqueeze(1) * BLOCK + torch.arange(across) % BLOCK + 1
-    found = F.max_pool2d((maxima.float() * number)[:, None], BLOCK, ceil_mode=True).reshape(-1)
-    place = (found - 1).clamp(min=0)
-    row = torch.floor(place / BLOCK)
-    blocks, columns = len(found) // batch, -(-across // BLOCK)
-    block = torch.arange(len(found)) % blocks
+    x, y, found = block_maxima(score)
+    blocks = len(found) // batch
     image = torch.arange(len(found)) // blocks
-    x = (place - BLOCK * row + (block % columns * BLOCK + FINE_BORDER)).long()
-    y = (row + (block // columns * BLOCK + FINE_BORDER)).long()
-
     rows = dense.permute(0, 2, 3, 1).reshape(batch * h * w, channels)
     tall = levels.transpose(0, 1).reshape(3, batch * height, width)
     pixels, values, real = refine_fine(score.reshape(-1, width), tall, x, y, image * height)
-    values = values * (real & (found > 0)).float()
+    values = values * (real & found).float()
     ranked = reliable(values, rows, h, w, (pixels - origin) / STRIDE, image)
     most = min(nfeatures, blocks)
     scores, best = torch.topk(ranked.view(batch, blocks), most, dim=1)  # 0 where there is no maximum
@@ -88,14 +77,34 @@ def fixed_features(dense: Tensor, repeatability: Tensor, levels: Tensor, nfeatur
 
     count = (scores > 0).float().sum(dim=1, keepdim=True)
     row = torch.minimum(torch.arange(nfeatures).float(), (count - 1).clamp(min=0)).long()
-    image = torch.arange(batch).unsqueeze(1)
-    kept = (image * blocks + best.gather(1, row)).view(-1)
-    pixels = pixels.index_select(0, kept)
-    image = image.expand(batch, nfeatures).reshape(-1)
+    image = torch.arange(batch).repeat_interleave(nfeatures)
+    pixels = pixels.index_select(0, image * blocks + best.gather(1, row).view(-1))
     descriptors = describe(rows, h, w, (pixels - origin) / STRIDE, image)
     return FixedFeatures(
         pixels.view(batch, nfeatures, 2), scores, descriptors.view(batch, nfeatures, channels)
     )
+
+
+def block_maxima(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The maximum of every block of `BLOCK` x `BLOCK` pixels, those of B images one below the other.
+
+    Whole pixels x and y of the image, and whether the block has a maximum; if not, they are its first pixel.
+
+    Args:
+        score: B x H x W, of which `fine_maxima` are taken.
+    """
+    maxima = fine_maxima(score)
+    down, across = maxima.shape[1:]
+    # A maximum has the number of its place in its block, from 1 on; other pixels, and blocks without, have 0.
+    number = (torch.arange(down) % BLOCK).unsqueeze(1) * BLOCK + torch.arange(across) % BLOCK + 1
+    found = F.max_pool2d((maxima.float() * number)[:, None], BLOCK, ceil_mode=True).reshape(-1)
+    place = (found - 1).clamp(min=0)
+    row = torch.floor(place / BLOCK)
+    columns = -(-across // BLOCK)
+    block = torch.arange(len(found)) % (len(found) // len(score))
+    x = (place - BLOCK * row + (block % columns * BLOCK + FINE_BORDER)).long()
+    y = (row + (block // columns * BLOCK + FINE_BORDER)).long()
+    return x, y, found > 0
 
 
 class Frames(nn.Module):

@@ -174,6 +174,14 @@ def test_flat_image_has_no_features_at_several_scales(
     assert multiscale.detectAndCompute(np.full(shape, value, np.uint8), None) == ((), None)
 
 
+@pytest.mark.parametrize("shape", [(10, 100), (15, 60), (60, 14), (40, 56)])
+def test_keypoints_keep_their_distance_from_the_border_of_small_levels(shape: tuple[int, int]) -> None:
+    """Six pixels, less a step of one; also where the network sees more rows than there are."""
+    found = create(model="d2net-lite").extract(photograph("astronaut", shape[::-1]))
+    assert np.all(found.keypoints >= 5)
+    assert np.all(found.keypoints <= np.array(shape[::-1]) - 6)
+
+
 # ---- large images
 
 

@@ -201,6 +201,7 @@ def test_a_model_in_half_precision_does_all_that_the_others_do(
     )
     # The dense map is rounded, so what scores nearly alike may change places.
     distance = np.linalg.norm(half.keypoints[:, None] - single.keypoints, axis=2)
+    assert len(half) == len(single)
     near = distance.min(1) < 0.05
     assert near.mean() > 0.95
     cosines = np.sum(half.descriptors * single.descriptors[distance.argmin(1)], axis=1)
