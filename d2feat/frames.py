@@ -25,7 +25,7 @@ from .features import Features
 from .images import Image, as_image
 from .model import EXACT, FRAMES, find_model
 from .session import Provider, checked, first_provider, import_runtime, is_out_of_memory, run_stoppable, start
-from .stream import Extraction, decode, failed, overlap, taken
+from .stream import Extraction, check_several, decode, failed, overlap, taken
 
 LANES: Final = 2
 """Of a GPU, where a batch is more than one image: for one alone nothing else is waiting."""
@@ -50,7 +50,7 @@ def create_frames(
     """An extractor for images of one size, several at a time, at one scale.
 
     The first call for its arguments converts the model, which takes a minute and needs the extra "export";
-    the result is kept in the cache folder. Where that extra is not wanted, ``python -m export --target
+    the result is kept in the cache folder. Where that extra is not wanted, ``d2feat export --target
     frames`` writes the file, and `FrameExtractor` takes it.
 
     Args:
@@ -96,7 +96,7 @@ class FrameExtractor:
     May be used from several threads, which then wait for each other.
 
     Args:
-        model: path of a file that `create_frames` or ``python -m export --target frames`` made.
+        model: path of a file that `create_frames` or ``d2feat export --target frames`` made.
         provider, threads: as for `d2feat.create`.
 
     Attributes:
@@ -138,6 +138,7 @@ class FrameExtractor:
         Raises:
             InputError: an image is unusable or of another size; the message says which.
         """
+        check_several(images)
         if len(images) > self.batch:
             return [found.features for found in self.stream(images)]
         return [found.features for found in self._extracted(0, images, self._decoded(images))]
@@ -153,6 +154,7 @@ class FrameExtractor:
         ) -> list[Extraction]:
             return self._extracted(place, sources, decoded.result())
 
+        check_several(images)
         groups = _groups(taken(images), self.batch)
         return chain.from_iterable(overlap(groups, self._decoded, extracted, self._lanes))
 
@@ -240,18 +242,21 @@ class _Lane:
         if started.properties.get("contract") != FRAMES or not shapes.keys() >= needed:
             raise ModelError(
                 f"{path} is no model for frames; make one with d2feat.create_frames, "
-                "or with: python -m export --target frames"
+                "or with: d2feat export --target frames"
             )
         self.shape: tuple[int, ...] = tuple(shapes["images"])
         self.nfeatures: int = shapes["scores"][1]
         self.provider = started.provider
         device = _DEVICES.get(started.provider, "cpu")
+        # What is bound must lie on the provider's device: from another it is copied once, and never again.
+        chosen = started.session.get_provider_options().get(started.provider, {})
+        number = int(chosen.get("device_id", 0)) if device != "cpu" else 0
         value = import_runtime().OrtValue.ortvalue_from_shape_and_type
         # A captured run reads and writes the same memory each time.
         self._batch = np.zeros(self.shape, np.uint8)
-        self._images = value(shapes["images"], np.uint8, device, 0)
+        self._images = value(shapes["images"], np.uint8, device, number)
         names = (*_OF_ALL, *map(_OF_ONE.format, range(self.shape[0])))
-        self._outputs = [value(shapes[name], np.float32, device, 0) for name in names]
+        self._outputs = [value(shapes[name], np.float32, device, number) for name in names]
         self._session, self._binding = started.session, started.session.io_binding()
         self._binding.bind_ortvalue_input("images", self._images)
         for name, output in zip(names, self._outputs, strict=True):

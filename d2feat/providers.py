@@ -9,6 +9,7 @@ prepares the sizes that will come.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -32,6 +33,29 @@ def for_frames(entries: Sequence[str | tuple[str, dict[str, Any]]]) -> list[Any]
     return [(name, {**_FRAMES.get(name, {}), **options}), *others]
 
 
+def for_model(entries: Sequence[Any], content: bytes) -> list[Any]:
+    """The list of providers, TensorRT told to keep the engines of this model apart.
+
+    ONNX Runtime names an engine's file by the graph's names, not by weights and sizes: in one folder another
+    model's engine would be taken, silently.
+    """
+    return [_with_engines(entry, content) for entry in entries]
+
+
+def _with_engines(entry: Any, content: bytes) -> Any:
+    name, options = (entry, {}) if isinstance(entry, str) else entry
+    if name != "TensorrtExecutionProvider" or "trt_engine_cache_path" in options:
+        return entry
+    folder = cache_folder() / "tensorrt" / hashlib.sha256(content).hexdigest()[:16]
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Building an engine takes minutes. Its profile, the sizes that it takes, is cached with it, and
+        # widened by a rebuild when an image lies outside.
+        ours = {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(folder)}
+        return name, {**ours, **options}
+    return entry
+
+
 _FRAMES: Final = {
     # A run is captured once as a CUDA graph and replayed. Tensor cores take channels last, and there cuDNN
     # can add the bias in the convolution's kernel (docs/speed.md has what each brings).
@@ -49,14 +73,10 @@ def _defaults(name: str) -> dict[str, Any]:
             "arena_extend_strategy": "kSameAsRequested",
         }
     if name == "TensorrtExecutionProvider":
-        # Building an engine takes minutes. Its profile, the sizes that it takes, is cached with it, and
-        # widened by a rebuild when an image lies outside.
         folder = cache_folder() / "tensorrt"
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             return {
-                "trt_engine_cache_enable": True,
-                "trt_engine_cache_path": str(folder),
                 "trt_timing_cache_enable": True,
                 "trt_timing_cache_path": str(folder),
             }

@@ -23,7 +23,7 @@ from .images import Image
 from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
 from .onnx_file import read_model
 from .processor import has_fast_int8, usable_processors
-from .providers import for_frames, with_options
+from .providers import for_frames, for_model, with_options
 
 Result = TypeVar("Result")
 
@@ -289,7 +289,7 @@ def checked(provider: Provider, threads: int) -> tuple[Any, int]:
     """Provider and number of threads as `start` takes them.
 
     Raises:
-        InputError: so many threads are more than the system can bear.
+        InputError: `threads` is no such number, or more than the system can bear.
         ProviderError: `provider` is neither a name nor a list.
     """
     if isinstance(provider, str):
@@ -298,6 +298,8 @@ def checked(provider: Provider, threads: int) -> tuple[Any, int]:
         chosen = tuple(_hashable(entry) for entry in provider)
     else:
         raise ProviderError(f"provider must be a name or a list for ONNX Runtime, not {provider!r}")
+    if not isinstance(threads, (int, np.integer)) or threads < 0:
+        raise InputError(f"threads must be a whole number, 0 or more, not {threads!r}")
     most = max(_MOST_THREADS, os.cpu_count() or 1)
     if threads > most:
         raise InputError(f"threads must be at most {most} on this machine, not {threads}")
@@ -393,6 +395,7 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")  # of what was checked
     content = read_model(path)
+    wanted = for_model(wanted, content)
     session = None
     if frames and wanted[0] != _CPU:
         try:

@@ -83,6 +83,8 @@ def _read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except DecodeError as error:
         raise CheckpointError(f"{path} is not an ONNX file") from error
     said: dict[str, Any] = {entry.key: entry.value for entry in model.metadata_props}
+    if said.get("contract") == "frames":
+        raise CheckpointError(f"{path} is a model of frames: take the model that it was made of")
     if said.get("precision") != "fp32":
         raise CheckpointError(f"{path} is not a model of ours in single precision: it has no weights to read")
     said["descriptor_relu"] = said["descriptor_relu"] == "true"

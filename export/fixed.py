@@ -23,6 +23,7 @@ from .head import (
     describe,
     fine_maxima,
     fine_scores,
+    lengths_of,
     refine_fine,
     reliable,
 )
@@ -30,6 +31,9 @@ from .trunk import D2Net, preprocess
 
 BLOCK: Final = FINE_RADIUS + 1
 """Pixels: a square of this side holds one maximum at most, or equal ones, of which the last is taken."""
+
+TOGETHER: Final = 1 << 15
+"""Cells whose lengths are computed at a time: in single precision their descriptors take 64 MB."""
 
 SMALLEST: Final = 32
 """Pixels of the shorter side of `Frames`."""
@@ -70,7 +74,9 @@ def fixed_features(dense: Tensor, repeatability: Tensor, levels: Tensor, nfeatur
     tall = levels.transpose(0, 1).reshape(3, batch * height, width)
     pixels, values, real = refine_fine(score.reshape(-1, width), tall, x, y, image * height)
     values = values * (real & found).float()
-    ranked = reliable(values, rows, h, w, (pixels - origin) / STRIDE, image)
+    parts = [rows[first : first + TOGETHER] for first in range(0, batch * h * w, TOGETHER)]
+    lengths = torch.cat([lengths_of(part) for part in parts])
+    ranked = reliable(values, lengths, h, w, (pixels - origin) / STRIDE, image * h)
     most = min(nfeatures, blocks)
     scores, best = torch.topk(ranked.view(batch, blocks), most, dim=1)  # 0 where there is no maximum
     scores = F.pad(scores, (0, nfeatures - most))
@@ -79,7 +85,7 @@ def fixed_features(dense: Tensor, repeatability: Tensor, levels: Tensor, nfeatur
     row = torch.minimum(torch.arange(nfeatures).float(), (count - 1).clamp(min=0)).long()
     image = torch.arange(batch).repeat_interleave(nfeatures)
     pixels = pixels.index_select(0, image * blocks + best.gather(1, row).view(-1))
-    descriptors = describe(rows, h, w, (pixels - origin) / STRIDE, image)
+    descriptors = describe(rows, h, w, (pixels - origin) / STRIDE, image * h)
     return FixedFeatures(
         pixels.view(batch, nfeatures, 2), scores, descriptors.view(batch, nfeatures, channels)
     )

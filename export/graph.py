@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import re
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -271,9 +272,13 @@ def save_model(model: ModelProto, path: str | Path) -> Path:
     """Write `model` to `path`, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model.SerializeToString())
-    partial.replace(path)
+    # Of its own: several processes may convert the same model at once.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(model.SerializeToString())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -175,7 +175,7 @@ def detect_fine(
     kept = torch.nonzero(real).squeeze(1)
     pixels = pixels[kept]
     cells = (pixels - origin) / STRIDE
-    return Detections(cells, pixels, reliable(values[kept], rows, h, w, cells))
+    return Detections(cells, pixels, reliable(values[kept], lengths_of(rows), h, w, cells))
 
 
 def fine_scores(alpha: Tensor, repeatability: Tensor, origin: float) -> Tensor:
@@ -208,7 +208,7 @@ def refine_fine(
         score: H x W, or those of several images one below the other.
         level: 3 x H x W, likewise.
         x, y: N whole pixels of the image.
-        above: N, rows of `score` and `level` above the image.
+        above: for each of N, rows of `score` and `level` that are above its image.
     """
     width = score.shape[1]
     offsets = torch.tensor([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
@@ -232,22 +232,27 @@ def varies(level: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return (samples.amax(1) - samples.amin(1)).amax(0) >= FLAT
 
 
-def reliable(scores: Tensor, rows: Tensor, h: int, w: int, cells: Tensor, image: Tensor | int = 0) -> Tensor:
+def reliable(
+    scores: Tensor, lengths: Tensor, h: int, w: int, cells: Tensor, above: Tensor | int = 0
+) -> Tensor:
     """N scores of detections at N x 2 positions in cells, times the length of the descriptors there.
 
     Where the network answers weakly a descriptor is found again less often (docs/training.md). For ranking
     alone: as part of `fine_scores` the length, which knows cells and not pixels, would move the keypoints.
-    Lengths are interpolated between cells, as descriptors are.
+    Lengths, `lengths_of` the dense map, are interpolated between cells, as descriptors are; `above` as there.
     """
+    return scores * interpolate(lengths, h, w, cells, above).squeeze(1)
+
+
+def lengths_of(rows: Tensor) -> Tensor:
+    """(h w) x 1 float32: the length of each row of a dense map."""
     # Half precision is for GPUs, where the runtime takes twice as long for a norm, which else needs no copy.
-    half = rows.dtype == torch.float16
-    lengths = _lengths(rows.float()) if half else rows.norm(dim=1, keepdim=True)
-    return scores * interpolate(lengths, h, w, cells, image).squeeze(1)
+    return _lengths(rows.float()) if rows.dtype == torch.float16 else rows.norm(dim=1, keepdim=True)
 
 
-def describe(rows: Tensor, h: int, w: int, cells: Tensor, image: Tensor | int = 0) -> Tensor:
-    """N x C unit descriptors at N x 2 positions in cells."""
-    described = interpolate(rows, h, w, cells, image)
+def describe(rows: Tensor, h: int, w: int, cells: Tensor, above: Tensor | int = 0) -> Tensor:
+    """N x C unit descriptors at N x 2 positions in cells; `above` as for `interpolate`."""
+    described = interpolate(rows, h, w, cells, above)
     return described / _lengths(described).clamp(min=1e-12)
 
 
@@ -256,10 +261,11 @@ def _lengths(rows: Tensor) -> Tensor:
     return (rows * rows).sum(1, keepdim=True).sqrt()
 
 
-def interpolate(rows: Tensor, h: int, w: int, cells: Tensor, image: Tensor | int = 0) -> Tensor:
+def interpolate(rows: Tensor, h: int, w: int, cells: Tensor, above: Tensor | int = 0) -> Tensor:
     """N x C float32: the map interpolated bilinearly at N x 2 positions in cells, clamped to it.
 
-    Where `rows` are the maps of several images one below the other, `image` says of N which.
+    Where `rows` are the maps of several images one below the other, `above` says for each of N how many rows
+    of cells are above its image.
     """
     x = cells[:, 0].clamp(0, w - 1)
     y = cells[:, 1].clamp(0, h - 1)
@@ -267,7 +273,7 @@ def interpolate(rows: Tensor, h: int, w: int, cells: Tensor, image: Tensor | int
     left, top = x.floor(), y.floor()
     fx, fy = (x - left).unsqueeze(1), (y - top).unsqueeze(1)
     right, bottom = (left + 1).clamp(max=w - 1).long(), (top + 1).clamp(max=h - 1).long()
-    upper, lower, left = (image * h + top.long()) * w, (image * h + bottom) * w, left.long()
+    upper, lower, left = (above + top.long()) * w, (above + bottom) * w, left.long()
     above = rows.index_select(0, upper + left).float() * (1 - fx)
     above += rows.index_select(0, upper + right).float() * fx
     below = rows.index_select(0, lower + left).float() * (1 - fx)

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from export.__main__ import app, export_checkpoint
 from export.checkpoint import read_checkpoint
 from export.fixed import FixedFeatures, fixed_features
+from export.graph import save_model
 from export.trunk import D2Net, preprocess
 
 MODEL = "d2net-lite"
@@ -172,7 +173,10 @@ def test_what_other_code_converted_is_not_taken(tmp_path: Path, monkeypatch: pyt
     assert len(builds) == 2
 
 
-def test_command_line_writes_frames_and_half_precision(tmp_path: Path, images: list[np.ndarray]) -> None:
+def test_command_line_writes_frames_and_half_precision(
+    tmp_path: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.fixed.TOGETHER", 500)  # 616 cells: as if the frames were large
     weights = str(d2feat.available_models()[MODEL])
     out = tmp_path / "frames.onnx"
     command = ["--weights", weights, "--out", str(out), "--target", "frames", "--half"]
@@ -255,7 +259,7 @@ class Runtime(SimpleNamespace):
         return [TENSORRT, CUDA, CPU]
 
     def value(self, shape: Any, kind: Any, device: str, number: int) -> Any:
-        self.devices.append(device)
+        self.devices.append((device, number))
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "cpu", number)
 
     def InferenceSession(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
@@ -266,6 +270,7 @@ class Runtime(SimpleNamespace):
         session = onnxruntime.InferenceSession(content, options, providers=[CPU])
         if self.refuses != "load":
             session.get_providers = lambda: list(entries)
+            session.get_provider_options = lambda: entries
         return session
 
 
@@ -282,7 +287,7 @@ def test_a_gpu_captures_the_run_in_half_precision_and_keeps_the_arrays_on_the_de
 ) -> None:
     frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cuda")
     assert frames.provider == CUDA
-    assert set(runtime.devices) == {"cuda"}
+    assert set(runtime.devices) == {("cuda", 0)}
     assert len(runtime.asked) == 2, "one batch is computed while another goes up or comes down"
     for providers, fallback in runtime.asked:
         for option in ("enable_cuda_graph", "prefer_nhwc", "fuse_conv_bias"):
@@ -294,6 +299,12 @@ def test_a_gpu_captures_the_run_in_half_precision_and_keeps_the_arrays_on_the_de
     for one, image in zip(frames.extract(5 * images), 5 * images, strict=True):
         # Where two channels of a cell are alike, rounding to half precision may make the other one win.
         assert_same_features(one, ours.extract(image), position=0.1, descriptor=1e-2, score=0.05)
+
+
+def test_arrays_lie_on_the_gpu_that_was_asked_for(cache: Path, runtime: Runtime) -> None:
+    """What lay on another would be copied when it is bound, and never again."""
+    d2feat.create_frames(SIZE, 60, 2, MODEL, provider=[(CUDA, {"device_id": 1}), CPU])
+    assert set(runtime.devices) == {("cuda", 1)}
 
 
 def test_one_image_at_a_time_needs_one_session(cache: Path, runtime: Runtime) -> None:
@@ -392,3 +403,29 @@ def test_a_forked_child_is_told_to_make_its_own(
             os._exit(3 if "another process" in str(error) else 4)
         os._exit(5)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+def test_tensorrt_keeps_the_engines_of_each_model_apart(cache: Path, runtime: Runtime) -> None:
+    """The runtime names their files by what the graphs' nodes are called, which all ours share."""
+    for model in (MODEL, "d2net"):
+        d2feat.create_frames(SIZE, 60, 1, model, provider="tensorrt", half=False)
+    folders = [providers[TENSORRT]["trt_engine_cache_path"] for providers, _ in runtime.asked]
+    assert len(set(folders)) == len(folders) == 2
+    assert all(Path(folder).is_dir() and Path(folder).is_relative_to(cache) for folder in folders)
+
+
+def test_what_is_no_model_of_frames_or_for_frames(cache: Path, frames: d2feat.FrameExtractor) -> None:
+    path = next(cache.glob("frames-*/110x86-60-2-single.onnx"))
+    with pytest.raises(d2feat.InputError, match=r"is a model of frames: take the model that it was made of"):
+        d2feat.create_frames(SIZE, 60, 2, path, provider="cpu")
+    with pytest.raises(d2feat.InputError, match="threads must be a whole number, 0 or more, not -1"):
+        d2feat.FrameExtractor(path, provider="cpu", threads=-1)
+    with pytest.raises(d2feat.InputError, match="not one str"):
+        frames.extract("a.jpg")
+
+
+def test_several_may_convert_the_same_model_at_once(tmp_path: Path) -> None:
+    model = onnx.load(d2feat.available_models()[MODEL])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: save_model(model, tmp_path / "one.onnx"), range(12)))
+    assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]

@@ -10,6 +10,7 @@ import pytest
 
 import d2feat
 from d2feat import session as sessions
+from d2feat.providers import for_model
 from tests.conftest import create
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -53,10 +54,16 @@ def test_the_callers_options_win() -> None:
 
 
 def test_tensorrt_keeps_its_engines(cache: Path) -> None:
-    options = chosen("tensorrt")[TENSORRT]
-    assert options["trt_engine_cache_enable"]
-    assert Path(options["trt_engine_cache_path"]).is_dir()
-    assert Path(options["trt_engine_cache_path"]).is_relative_to(cache)
+    folders = set()
+    for content in (b"one model", b"another"):
+        options = dict(for_model(sessions._provider_list(GPU_RUNTIME, "tensorrt"), content)[:1])[TENSORRT]
+        assert options["trt_engine_cache_enable"]
+        assert options["trt_timing_cache_path"] == str(cache / "tensorrt")
+        folders.add(Path(options["trt_engine_cache_path"]))
+    assert len(folders) == 2
+    assert all(folder.is_dir() and folder.is_relative_to(cache) for folder in folders)
+    given = [(TENSORRT, {"trt_engine_cache_path": "mine"}), CPU]
+    assert for_model(given, b"one model") == given
 
 
 def test_tensorrt_does_without_a_cache_where_none_can_be_written(
@@ -65,6 +72,7 @@ def test_tensorrt_does_without_a_cache_where_none_can_be_written(
     (cache / "file").write_text("")
     monkeypatch.setenv("D2FEAT_CACHE", str(cache / "file"))
     assert chosen("tensorrt") == {TENSORRT: {}, CUDA: chosen("cuda")[CUDA], CPU: {}}
+    assert for_model([TENSORRT], b"model") == [TENSORRT]
 
 
 @pytest.mark.parametrize(
