@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .feature2d import D2Feature, KeyPoints
+from .feature2d import D2Feature, KeyPoints, new
 from .features import Features, Floats
 from .images import Image, as_image, as_mask
 from .rotations import rotate, to_angles
@@ -66,6 +66,12 @@ class AffineFeature:
     # As for D2Feature: isinstance(x, cv2.Feature2D) holds, without the crash of a real subclass.
     __class__ = property(lambda self: cv2.Feature2D)  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return new, (type(self),), self.__dict__
+
+    def __dir__(self) -> list[str]:
+        return dir(type(self)) + list(self.__dict__)
+
     def extract(self, image: Any, mask: Any = None) -> Features:
         """Features of all views as arrays, in pixels of the image, best first."""
         pixels = as_image(image)
@@ -83,6 +89,18 @@ class AffineFeature:
     def detect(self, image: Any, mask: Any = None) -> KeyPoints:
         """Keypoints of all views."""
         return self.extract(image, mask).to_keypoints()
+
+    def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> tuple[Any, Any]:
+        """Not to be had: a keypoint does not say in which view it was found."""
+        raise InputError("AffineFeature describes what it detects: call detectAndCompute")
+
+    def getDefaultName(self) -> str:
+        """The class's name for OpenCV."""
+        return f"AffineFeature.{self.backend.getDefaultName()}"
+
+    def empty(self) -> bool:
+        """Whether there is no model: never."""
+        return self.backend.empty()
 
     def descriptorSize(self) -> int:
         """Elements of a descriptor."""

@@ -13,9 +13,10 @@ from typer.core import TyperGroup
 
 from . import __version__, available_models, create
 from .collection.cli import extract
+from .conversion import needed_export
 from .errors import InputError
 from .evaluation.cli import app as evaluation
-from .images import read_image
+from .images import cv2_path, read_image
 from .model import DEFAULT
 from .options import Model, Multiscale, Provider, check_folder_of
 from .sfm.cli import localize, reconstruct
@@ -47,7 +48,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except cv2.error as error:
+        except (cv2.error, OSError) as error:
             line = " ".join(str(error).split())
             Console(stderr=True).print(
                 f"error: {line}", style="red", markup=False, soft_wrap=True, highlight=False
@@ -233,6 +234,14 @@ def download(
     console.print(f"licence: {downloads.LICENCE_NOTE}", soft_wrap=True)
 
 
+@app.command("export", context_settings={"ignore_unknown_options": True}, add_help_option=False)
+def export_model(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="--weights FILE --out FILE ...")] = None,
+) -> None:
+    """Convert a checkpoint to a model; d2feat export --help lists its options. Needs the extra "export"."""
+    needed_export("__main__").app(arguments or [], prog_name="d2feat export")
+
+
 def main() -> None:
     """Run the command line."""
     app()
@@ -245,7 +254,7 @@ def check_writable(path: Path) -> None:
         InputError: its folder is missing or its ending names no image format.
     """
     check_folder_of(path)
-    if not path.suffix or not cv2.haveImageWriter(str(path)):
+    if not path.suffix or not cv2.haveImageWriter(cv2_path(path)):
         raise InputError(f"cannot write {path}: its ending names no image format; .png and .jpg do")
 
 
@@ -255,7 +264,7 @@ def write_image(path: Path, image: "Image") -> None:
     Raises:
         InputError: it cannot be written.
     """
-    if not cv2.imwrite(str(path), image):
+    if not cv2.imwrite(cv2_path(path), image):
         raise InputError(f"cannot write {path}")
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
 

@@ -71,7 +71,7 @@ def needed(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"fetching and converting checkpoints needs a package that is not to be had ({error}); "
+            f"converting checkpoints and models needs a package that is not to be had ({error}); "
             "pip install 'd2feat[export]'"
         ) from error
 

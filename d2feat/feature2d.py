@@ -8,6 +8,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import cv2
@@ -16,9 +17,9 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .features import Features, Floats
-from .images import Image, as_image, as_mask
+from .images import Image, as_image, as_mask, cv2_path
 from .keypoints import describable, read_keypoints
-from .model import DEFAULT
+from .model import DEFAULT, is_path
 from .rotations import pool_rotations
 from .session import Provider, Session, open_session
 from .stream import Extraction, stream
@@ -82,6 +83,8 @@ class D2Feature:
         rotations: int = 1,
     ) -> None:
         self._model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        if isinstance(self._model, str) and is_path(self._model):
+            self._model = str(Path(self._model).absolute())  # the program may change its folder
         self._provider, self._threads = provider, _whole(threads, "threads")
         if self._threads < 0:
             raise InputError(f"threads must not be negative, not {threads}")
@@ -296,9 +299,12 @@ class D2Feature:
         pixels = as_image(image)
         try:
             with np.errstate(over="ignore"):  # infinite then, which is refused below
-                values = np.array(points, np.float32).reshape(-1, 3)
+                values = np.array(points, np.float32)
         except (TypeError, ValueError) as error:
             raise InputError(f"points must be M x 3 numbers ({error})") from None
+        if values.size and (values.ndim != 2 or values.shape[1] != 3):
+            raise InputError(f"points must be M x 3, (x, y, scale), not of shape {values.shape}")
+        values = values.reshape(-1, 3)
         if not np.isfinite(values).all() or not (values[:, 2] > 0).all():
             raise InputError("points must be finite and their scales positive")
         if not 0 < self._tile < max(pixels.shape[:2]):
@@ -547,16 +553,10 @@ class D2Feature:
     # ---- copying and printing
 
     def __reduce__(self) -> tuple[Any, ...]:
-        sizes = self._max_edge, self._max_sum_edges
-        make = functools.partial(
-            D2Feature,
-            model=self._model,
-            provider=self._provider,
-            threads=self._threads,
-            tile=self._tile,
-            rotations=self._rotations,
-        )
-        return make, (self._nfeatures, self._score_threshold, self.getScales(), *sizes)
+        return new, (type(self),), self.__dict__  # of a subclass, too
+
+    def __dir__(self) -> list[str]:
+        return dir(type(self)) + list(self.__dict__)  # of `__class__` it would be those of cv2.Feature2D
 
     def __repr__(self) -> str:
         session = self._session
@@ -598,7 +598,7 @@ def create(
             smaller first, as the original does, for time and memory grow with the pixels; keypoints are
             mapped back. 0 or less for no limit.
         model: name of a bundled or downloaded model (``d2feat models`` lists them), or path of a file that
-            ``python -m export`` made. "auto" is d2net in eight bits (d2net-int8) on a CPU that is fast at
+            ``d2feat export`` made. "auto" is d2net in eight bits (d2net-int8) on a CPU that is fast at
             them, else in single precision (d2net).
         provider: "auto" (CUDA if it loads, else CPU), "cuda", "tensorrt", "cpu", or a list as ONNX Runtime's
             `InferenceSession` takes it. A provider asked for by name is used or an error is raised.
@@ -635,12 +635,17 @@ def create(
     )
 
 
+def new(kind: type[Any]) -> Any:
+    """An object of the class `kind` that copying and unpickling fill: `__class__` says another class."""
+    return object.__new__(kind)
+
+
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str], mode: int) -> Iterator[cv2.FileStorage]:
     """A `cv2.FileStorage`, released at the end, or a clear error."""
     storage = cv2.FileStorage()
     try:
-        opened = storage.open(os.fspath(path), mode)
+        opened = storage.open(cv2_path(path), mode)
     except cv2.error as error:
         raise InputError(f"cannot open {os.fspath(path)} as a file of parameters: {error}") from None
     if not opened:

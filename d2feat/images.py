@@ -24,15 +24,44 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     Raises:
         InputError: it is missing, or not an image.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f"{path} is a folder, not an image file" if path.is_dir() else f"no image file at {path}"
-        )
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    return decode_file(Path(path), cv2.IMREAD_COLOR)
+
+
+def decode_file(path: Path, flags: int) -> Image:
+    """The image file at `path` as `cv2.imread` reads it with `flags`, whatever its name.
+
+    OpenCV itself is not given the name: one that is not UTF-8 crashes the interpreter, and on Windows it
+    finds only those of the system's code page.
+
+    Raises:
+        InputError: it is missing, or not an image.
+    """
+    try:
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not an image file") from None
+    except FileNotFoundError:
+        raise InputError(f"no image file at {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    image = cv2.imdecode(content, flags) if len(content) else None
     if image is None:
         raise InputError(f"{path} is not an image that OpenCV can read")
     return image  # type: ignore[return-value]
+
+
+def cv2_path(path: str | os.PathLike[str]) -> str:
+    """`path` as text that OpenCV's functions bear.
+
+    Raises:
+        InputError: it is not UTF-8, which crashes them.
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"OpenCV takes no file name that is not UTF-8: {text!a}") from None
+    return text
 
 
 def as_image(image: Any) -> Image:

@@ -73,7 +73,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(name, str) or not name:
         raise ModelError(f"model must be a name or a path, not {model!r}")
-    if name.endswith(".onnx") or os.sep in name:
+    if is_path(name):
         path = Path(name)
         if not path.is_file():
             raise ModelError(f"no model file at {path}")
@@ -90,6 +90,11 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     raise ModelError(
         f"no model named {name!r}; there are: {known}. A file is given by its path, ending in .onnx"
     )
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is given by the path of its file, and not by its name."""
+    return model.endswith(".onnx") or os.sep in model
 
 
 def available_models() -> dict[str, Path]:
@@ -113,7 +118,7 @@ def read_info(properties: dict[str, str], path: Path) -> ModelInfo:
     if missing:
         raise ModelError(
             f"{path} is an ONNX model, but not one of d2feat's: its metadata lacks {', '.join(missing)}. "
-            "Make one with: python -m export --weights FILE --out model.onnx"
+            "Make one with: d2feat export --weights FILE --out model.onnx"
         )
     if properties["contract"] != CONTRACT:
         raise ModelError(

@@ -85,7 +85,11 @@ def stream(
         extract: image and mask to features.
         images: paths of files, or images; taken one by one, at most `AHEAD` more than were yielded.
         masks: as many masks, or None.
+
+    Raises:
+        InputError: `images` is one image or path.
     """
+    check_several(images)
     pairs = zip(taken(images), repeat(None)) if masks is None else _masked(images, masks)
 
     def extracted(index: int, pair: tuple[Any, Any], image: "Future[Any]") -> Extraction:
@@ -96,6 +100,20 @@ def stream(
             return failed(index, source, error)
 
     return overlap(pairs, lambda pair: decode(pair[0]), extracted)
+
+
+def check_several(images: Any) -> None:
+    """Refuse one image or path where several are meant.
+
+    Raises:
+        InputError: it is one, or nothing that can be gone through.
+    """
+    one = isinstance(images, (str, bytes, os.PathLike, cv2.UMat))
+    if isinstance(images, np.ndarray):
+        one = images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4)
+    if one or not isinstance(images, Iterable):
+        kind = type(images).__name__
+        raise InputError(f"a list of images or paths is meant, not one {kind}: put it into a list")
 
 
 def taken(images: Iterable[Any]) -> Iterator[Any]:

@@ -108,7 +108,8 @@ def _errors_said() -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        stderr = Console(stderr=True, highlight=False)
+        stderr.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 import d2feat
 from d2feat import doctor
 from d2feat.cli import app
+from d2feat.conversion import needed
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -111,7 +112,24 @@ def test_what_cannot_be_done_is_said_before_the_work(photographs: tuple[Path, Pa
 def test_version_and_help() -> None:
     assert f"d2feat {d2feat.__version__}" in invoke("--version").output
     listed = invoke("--help").output
-    assert all(command in listed for command in ("match", "demo", "doctor", "models", "download"))
+    assert all(command in listed for command in ("match", "demo", "doctor", "models", "download", "export"))
+
+
+def test_export_is_a_command(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    assert "--coordinates" in invoke("export", "--help").output
+    out = tmp_path / "mine.onnx"
+    weights = str(d2feat.available_models()["d2net-lite"])
+    result = invoke("export", "--weights", weights, "--out", str(out), "--name", "mine", "--version", "7")
+    assert result.exit_code == 0, result.output
+    assert repr(d2feat.create(model=out, provider="cpu")).startswith("D2Feature(nfeatures=0")
+    assert "'mine' 7" in repr(d2feat.create(model=out, provider="cpu"))
+    assert_one_line_error(invoke("export", "--weights", "none.pth", "--out", str(out)), "none.pth")
+
+
+def test_export_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d2feat.cli.needed_export", lambda _: needed("no_such_module"))
+    assert_one_line_error(invoke("export", "--help"), "pip install 'd2feat[export]'")
 
 
 def test_models_lists_what_there_is_and_what_can_be_fetched(

@@ -1,10 +1,12 @@
 """What the detector finds and how it says so: arrays, keypoints, limits, parameters, threads, processes."""
 
+import copy
 import dataclasses
 import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -272,6 +274,9 @@ def test_describe_is_compute_on_arrays(detector: d2feat.D2Feature, image: np.nda
     described = detector.describe(image, points)
     assert (described.shape, described.dtype) == ((3, 512), np.float32)
     np.testing.assert_array_equal(described, detector.compute(image, given)[1])
+    with pytest.raises(d2feat.InputError, match=r"must be M x 3, \(x, y, scale\), not of shape \(3, 2\)"):
+        detector.describe(image, points[:, :2])
+    assert len(detector.describe(image, [])) == 0
 
 
 def test_other_detectors_keypoints_can_be_described(detector: d2feat.D2Feature, grey: np.ndarray) -> None:
@@ -595,3 +600,57 @@ def test_keypoint_convert_and_filter_take_them(
 ) -> None:
     keypoints = detector.detect(image)
     np.testing.assert_array_equal(cv2.KeyPoint_convert(keypoints), features.keypoints)
+
+
+# ---- names of files and classes
+
+
+def test_a_model_by_a_relative_path_survives_a_change_of_folder(
+    image: np.ndarray, features: d2feat.Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(d2feat.available_models()["d2net"], tmp_path / "mine.onnx")
+    monkeypatch.chdir(tmp_path)
+    detector = create(model="mine.onnx")
+    monkeypatch.chdir("/")
+    for one in (detector, pickle.loads(pickle.dumps(detector))):
+        assert_same_features(one.extract(image), features)
+
+
+class Doubled(d2feat.D2Feature):
+    """Somebody's subclass, with an attribute of its own."""
+
+    factor = 2
+
+    def extract(self, image: Any, mask: Any = None) -> d2feat.Features:
+        found = super().extract(image, mask)
+        return found[np.tile(np.arange(len(found)), self.factor)]
+
+
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_a_subclass_are_of_it(clone: Any, image: np.ndarray) -> None:
+    one = Doubled(20, scales=(1.0,), model="d2net-lite", provider="cpu", threads=1)
+    one.factor = 3
+    two = clone(one)
+    two.setNFeatures(10)
+    assert (one.getNFeatures(), len(two.extract(image))) == (20, 30)
+    views = clone(d2feat.AffineFeature(one, maxTilt=1))
+    assert views.views == d2feat.AffineFeature(one, maxTilt=1).views
+    assert views.defaultNorm() == cv2.NORM_L2
+
+
+def test_what_it_offers_is_listed(detector: d2feat.D2Feature) -> None:
+    assert {"extract", "stream", "setNFeatures", "detectAndCompute"} <= set(dir(detector))
+    assert {"extract", "views"} <= set(dir(d2feat.AffineFeature(detector)))
+
+
+def test_file_names_that_are_not_utf8(image: np.ndarray, detector: d2feat.D2Feature, tmp_path: Path) -> None:
+    """OpenCV's functions crash the interpreter at such names."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    try:
+        Path(name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    (found,) = detector.stream([name])
+    assert_same_features(found.features, detector.extract(image))
+    with pytest.raises(d2feat.InputError, match="no file name that is not UTF-8"):
+        detector.save(name)

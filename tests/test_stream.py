@@ -81,6 +81,15 @@ def test_a_camera_may_fill_one_array_again_and_again(
         assert_same_features(one.features, detector.extract(picture))
 
 
+def test_one_image_is_not_several(
+    detector: d2feat.D2Feature, images: list[np.ndarray], paths: list[Path]
+) -> None:
+    for one in (str(paths[0]), paths[0], images[0], images[0][..., 0], cv2.UMat(images[0]), 3):
+        with pytest.raises(d2feat.InputError, match="a list of images or paths is meant, not one"):
+            detector.stream(one)
+    assert len(list(detector.stream(np.stack([images[0][..., 0]] * 2)))) == 2
+
+
 def test_a_broken_image_says_which_and_the_others_come(
     detector: d2feat.D2Feature, paths: list[Path], images: list[np.ndarray]
 ) -> None:
