@@ -597,6 +597,10 @@ def test_a_stopped_run_ends_like_an_unbroken_one(photos: Photos, tmp_path: Path)
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     with pytest.raises(TrainingError, match="another configuration"):
         Trainer(photos, TINY.override(batch=3), tmp_path / "broken", net=tiny_net())
+    with pytest.raises(TrainingError, match="a run of other photographs"):
+        Trainer(photos.split(1)[0], TINY, tmp_path / "broken", net=tiny_net())
+    with pytest.raises(TrainingError, match="a run of other initial weights"):
+        Trainer(photos, TINY, tmp_path / "broken", init=tmp_path / "whole" / f"{TINY.name}.pth")
 
 
 def test_training_lowers_the_loss_and_starts_from_a_checkpoint(photos: Photos, tmp_path: Path) -> None:

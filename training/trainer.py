@@ -6,6 +6,7 @@ an unbroken one.
 """
 
 import csv
+import hashlib
 import math
 import os
 import random
@@ -65,7 +66,7 @@ class Trainer:
         device: where photographs, pairs and network live.
 
     Raises:
-        TrainingError: `out` holds a run of another configuration.
+        TrainingError: `out` holds a run of another configuration, or of other photographs, scenes or weights.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         if net is None:
             net = _initial_network(init, config, photos)
+        start = "" if init is None else hashlib.sha256(init.read_bytes()).hexdigest()
+        self._source = {"photographs": len(photos), "scenes": len(scenes), "initial weights": start}
         self.net = net.to(self.device, memory_format=torch.channels_last).train().requires_grad_(True)  # type: ignore[call-overload]
         if config.train == "fine":
             self.net.dense_feature_extraction.requires_grad_(False)
@@ -141,7 +144,7 @@ class Trainer:
         """Write the state and the checkpoint, each in one piece or not at all; returns the checkpoint."""
         state = {
             "config": self.config.as_dict(),
-            "scenes": len(self.scenes),
+            "source": self._source,
             "net": self.net.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -250,8 +253,12 @@ class Trainer:
         state = torch.load(path, map_location=self.device, weights_only=True)
         theirs = config_from_dict(state["config"])
         budget = {"steps": self.config.steps, "minutes": self.config.minutes}
-        if theirs.override(**budget) != self.config or state.get("scenes", 0) != len(self.scenes):
+        if theirs.override(**budget) != self.config:
             raise TrainingError(f"{path.parent} holds a run of another configuration: choose another folder")
+        source = state.get("source", self._source)
+        other = [name for name, value in self._source.items() if source[name] != value]
+        if other:
+            raise TrainingError(f"{path.parent} holds a run of other {other[0]}: choose another folder")
         self.net.load_state_dict(state["net"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
