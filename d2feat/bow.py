@@ -118,6 +118,7 @@ class BOWImgDescriptorExtractor:
         _, descriptors = self._extractor.compute(image, keypoints)
         if descriptors is None:
             return None
+        descriptors = _as_floats(descriptors, "descriptors")
         if descriptors.shape[1] != self._vocabulary.shape[1]:
             raise InputError(
                 f"the vocabulary is of {self._vocabulary.shape[1]} elements, "

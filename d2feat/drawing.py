@@ -84,7 +84,7 @@ def draw_matches(
     ratios = [image.shape[1] / image.shape[0] for image in images]
     height = max(1, min(MAX_HEIGHT, int((width - _GAP) / sum(ratios))))
     resized = [
-        _resized(image, height, max(1, int(height * ratio)))
+        _resized(image, height, max(1, int(min(height, (width - _GAP) / sum(ratios)) * ratio)))
         for image, ratio in zip(images, ratios, strict=True)
     ]
     canvas: Image = np.full((height, width, 3), _BACKGROUND, np.uint8)

@@ -120,6 +120,11 @@ def image_names(file: Any) -> list[str]:
     return sorted(names)
 
 
+def stored_name(name: str) -> str:
+    """A name as HDF5 keeps it, without "." and empty parts: a/b.jpg of ./a//b.jpg."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
 def open_hdf5(path: str | os.PathLike[str], mode: str = "r") -> Any:
     """The `h5py.File` at `path`.
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import shutil
 import time
 import types
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from . import hdf5
 from .errors import InputError
 from .features import Features
+from .hdf5 import stored_name
+from .lists import read_lines
 from .matching import match
 
 Pair = tuple[str, str]
@@ -31,6 +34,8 @@ HELD: Final = 64
 def read_pairs(path: Path, names: Collection[str]) -> list[Pair]:
     """The pairs of a text file, two names a line, as hloc and COLMAP write them; each once.
 
+    Names may hold spaces: a line is split where that gives two of `names`.
+
     Raises:
         InputError: there is no such file, or a line is not two of the names.
     """
@@ -38,16 +43,19 @@ def read_pairs(path: Path, names: Collection[str]) -> list[Pair]:
         raise InputError(f"no file of pairs at {path}; it has the names of two images a line")
     known = set(names)
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         words = line.split()
         if not words:
             continue
-        if len(words) != 2 or words[0] == words[1]:
+        splits = [(line[:i], line[i:]) for i, character in enumerate(line) if character.isspace()]
+        named = [(stored_name(one.strip()), stored_name(two.strip())) for one, two in splits]
+        pair = next((both for both in named if known.issuperset(both)), None)
+        if pair is None and len(words) == 2:
+            unknown = next(word for word in words if stored_name(word) not in known)
+            raise InputError(f"{path}, line {number}: there is no image {unknown}")
+        if pair is None or pair[0] == pair[1]:
             raise InputError(f"{path}, line {number}: {line!r} is not the names of two images")
-        unknown = [word for word in words if word not in known]
-        if unknown:
-            raise InputError(f"{path}, line {number}: there is no image {unknown[0]}")
-        pairs.append((words[0], words[1]))
+        pairs.append(pair)
     return list(dict.fromkeys(pairs))
 
 
@@ -73,8 +81,13 @@ def match_pairs(
     function of a module nor a `functools.partial` of one cannot be known again: all its pairs are matched.
 
     Raises:
-        InputError: there is no such file, or it lacks an image of the pairs.
+        InputError: there is no such file, it lacks an image of the pairs, or two names are one in the layout.
     """
+    flat: dict[str, str] = {}
+    for name in itertools.chain.from_iterable(pairs):
+        if flat.setdefault(name.replace("/", "-"), name) != name:
+            other = flat[name.replace("/", "-")]
+            raise InputError(f"hloc's layout has one name for the images {other} and {name}: rename one")
     folder = out.with_name(out.name + ".parts")
     folder.mkdir(parents=True, exist_ok=True)
     by_first: dict[str, list[str]] = {}

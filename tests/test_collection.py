@@ -23,7 +23,7 @@ pytest.importorskip("h5py", reason="HDF5 files are written")
 
 from d2feat.collection.parts import DIGEST, digest, part_path, parts_folder, still_to_do, write_part
 from d2feat.hdf5 import image_names, open_hdf5, read_features, read_matches, replacing, write_features
-from d2feat.pairs import match_features, match_pairs
+from d2feat.pairs import match_features, match_pairs, read_pairs
 
 COMMAND = ["--model", "d2net", "--provider", "cpu", "--nfeatures", "100"]
 
@@ -417,3 +417,56 @@ def test_ray_writes_parquet(folder: Path, tmp_path: Path) -> None:
     stored = np.array(row["descriptors"], np.float32).reshape(-1, 512)
     np.testing.assert_allclose(np.array(row["keypoints"]).reshape(-1, 2), expected.keypoints, atol=1e-3)
     np.testing.assert_allclose(stored, expected.descriptors, atol=1e-3)
+
+
+def test_lists_may_write_names_in_other_ways(folder: Path, tmp_path: Path) -> None:
+    """As find writes them, and with a byte order mark; HDF5 drops the dot."""
+    listed, out = folder / "list.txt", tmp_path / "features.h5"
+    listed.write_text("./a.png\nsub//a.png\na.png\n", encoding="utf-8-sig")
+    for done in ("2 of 2 images extracted, 0 were done", "0 of 2 images extracted, 2 were done"):
+        result = invoke("extract", str(listed), "-o", str(out), "--match", "all", *COMMAND)
+        assert result.exit_code == 0, result.output
+        assert done in result.output
+    assert names_in(out) == ["a.png", "sub/a.png"]
+    listed.write_bytes("caf\u00e9.jpg".encode("latin-1"))
+    assert_one_line_error(invoke("extract", str(listed), "-o", str(out), *COMMAND), "not text in UTF-8")
+
+
+def test_names_that_the_file_cannot_hold_or_tell_apart(folder: Path, tmp_path: Path) -> None:
+    out, photos = tmp_path / "features.h5", tmp_path / "other"
+    (photos / "a").mkdir(parents=True)
+    for name in ("a/b.png", "a-b.png", "[red]c.png"):
+        shutil.copy(folder / "a.png", photos / name)
+    try:
+        shutil.copy(folder / "a.png", os.fsencode(photos) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    (photos / "[red]c.png").write_bytes(b"")
+    result = invoke("extract", str(photos), "-o", str(out), *COMMAND)
+    assert result.exit_code == 1
+    assert "skipped 'caf\\udce9.png': HDF5 and Parquet take UTF-8 names only" in result.output
+    assert "skipped [red]c.png: " in result.output
+    assert names_in(out) == ["a-b.png", "a/b.png"]
+    result = invoke("extract", str(photos), "-o", str(out), "--match", "all", *COMMAND)
+    assert_one_line_error(result, "one name for the images a-b.png and a/b.png")
+
+
+def test_pairs_of_names_with_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.txt"
+    names = ["a b.png", "b.png", "a", "c.png"]
+    path.write_text("a b.png c.png\n./a\t b.png\n")
+    assert read_pairs(path, names) == [("a b.png", "c.png"), ("a", "b.png")]
+    path.write_text("a b.png d.png\n")
+    with pytest.raises(d2feat.InputError, match="line 1: 'a b.png d.png' is not the names of two images"):
+        read_pairs(path, names)
+
+
+def test_where_nothing_can_be_written_the_error_is_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    missing = tmp_path / "missing.txt"
+    for arguments, words in (
+        (["-o", str(tmp_path / "f.h5"), "--match", str(missing)], "there is no file"),
+        (["-o", "/proc/f.h5"], "/proc/f.h5"),
+    ):
+        assert_one_line_error(invoke("extract", str(folder / "a.png"), *arguments, *COMMAND), words)
+    assert not (tmp_path / "f.h5").exists()

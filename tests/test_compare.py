@@ -145,6 +145,13 @@ def test_a_dot_lies_where_its_match_does(shape1: tuple[int, ...], shape2: tuple[
     assert abs(np.flatnonzero(changed.any(axis=0)).max() - x - 4) <= 2
 
 
+def test_pictures_of_any_shape_fit() -> None:
+    points = np.array([[0.0, 0.0]])
+    for shapes in (((1, 3000), (100, 100)), ((3000, 1), (1, 3000)), ((1, 3000), (1, 3000))):
+        images = [np.full((*shape, 3), 200, np.uint8) for shape in shapes]
+        assert draw_comparison(*images, result_of(points, points)).size > 0
+
+
 def test_no_more_lines_than_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.random.default_rng(0).uniform(0, 100, (1000, 2))
     image = np.zeros((100, 100, 3), np.uint8)

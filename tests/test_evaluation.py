@@ -430,6 +430,8 @@ def test_photographs_come_from_folders_and_shards(tmp_path: Path) -> None:
     assert names == ["i_01_a", "v_02_b", "i_03_c"]
     from_shard = make_sequences(tmp_path / "shard.tar", 1)
     assert from_shard[0].load(6).shape == (68, 90, 3)
+    (tmp_path / "shard.tar").rename(tmp_path / "SHARD.TAR")
+    assert make_sequences(tmp_path / "SHARD.TAR", 1)[0].load(6).shape == (68, 90, 3)
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(d2feat.InputError, match=r"a\.png"):
         make_sequences(tmp_path, 9)

@@ -21,6 +21,7 @@ import d2feat
 from d2feat.evaluation.metrics import corner_error
 from d2feat.legacy import replacements
 from d2feat.legacy.__main__ import parse_options
+from d2feat.legacy.matchers import as_real
 from tests.programs.__main__ import run, write_pair, write_panorama
 
 OPTIONS = {"model": "d2net", "provider": "cpu", "threads": 1}
@@ -340,6 +341,8 @@ def test_binary_descriptors_keep_hamming(image: np.ndarray, other_image: np.ndar
         pass
 
     with d2feat.installed(**OPTIONS):
+        for value in (cv2.BFMatcher(cv2.NORM_HAMMING), orb):
+            assert type(as_real(value)).__module__ == "cv2", "what C++ takes"
 
         class MineInstalled(cv2.BFMatcher):
             pass

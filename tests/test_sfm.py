@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,7 @@ from d2feat.sfm.localize import Map, benchmark_lines, localize_photos, read_quer
 from d2feat.sfm.night import darken_half
 from d2feat.sfm.reconstruct import Result, reconstruct
 
-from .conftest import create
+from .conftest import create, photograph
 from .sfm_scene import FOCAL, View, render, write_views
 
 AZIMUTHS = {"a.png": 21, "b.png": 30, "sub/c.png": 39, "sub/d.png": 49, "e.png": 58}
@@ -274,6 +275,8 @@ def test_what_cannot_be_reconstructed_is_a_clear_error(tmp_path: Path, folder: P
         cv2.imwrite(str(even / f"{number}.png"), np.full((120, 160, 3), 90 + number, np.uint8))
     with pytest.raises(InputError, match="none of the 2 photographs shows anything"):
         reconstruct(even, tmp_path / "none", method())
+    with pytest.raises(InputError, match="pairs are auto, exhaustive, .* there is no file exaustive"):
+        reconstruct(folder, tmp_path / "out", method(), "exaustive")
 
 
 # ---- localisation
@@ -449,6 +452,29 @@ def test_a_photo_that_known_cameras_name_and_is_missing_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
+def test_photographs_of_different_things_give_no_points(views: dict[str, View], tmp_path: Path) -> None:
+    folder, reference, out = tmp_path / "photos", tmp_path / "reference", tmp_path / "out"
+    chosen = {name: views[name] for name in ("a.png", "b.png")}
+    height, width = chosen["b.png"].image.shape[:2]
+    chosen["b.png"] = replace(chosen["b.png"], image=photograph("coffee", (width, height)))
+    write_views(folder, chosen)
+    write_reference(reference, chosen)
+    for _ in range(2):
+        with pytest.raises(D2FeatError, match="no point could be triangulated"):
+            reconstruct(folder, out, method(), reference=reference)
+    assert not (out / "sparse").exists()
+
+
+def test_a_folder_without_a_model_is_an_error(built: tuple[Path, Result], tmp_path: Path) -> None:
+    out, _ = built
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out/sparse").rename(tmp_path / "0")
+    (tmp_path / "out/sparse").mkdir()
+    (tmp_path / "0").rename(tmp_path / "out/sparse/0")
+    with pytest.raises(InputError, match="COLMAP cannot read a model in"):
+        Map(tmp_path / "out")
+
+
 @pytest.mark.parametrize("line", ["q.png", "q.png PINHOLE 288 216 300", "q.png NONE 288 216 300 1 1"])
 def test_a_list_of_queries_that_is_none_is_an_error(tmp_path: Path, line: str) -> None:
     (tmp_path / "queries.txt").write_text(f"# a comment\n{line}\n")
@@ -467,6 +493,8 @@ def test_every_second_photo_is_darkened_and_keeps_its_exif(tmp_path: Path) -> No
     assert photos.read_photo(out / "b.jpg").quarters == 3
     by_day, by_night = (cv2.imread(str(path / "b.jpg")).mean() for path in (jpegs, out))
     assert by_night < 0.5 * by_day
+    with pytest.raises(InputError, match="not written over"):
+        darken_half(jpegs, jpegs)
 
 
 # ---- pairs and retrieval

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
@@ -19,7 +20,7 @@ from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
 from ..pairs import match_pairs, read_pairs
 from .local import extract_local
-from .names import find_images
+from .names import find_images, is_utf8
 from .parts import digest, join_parts, parts_folder, still_to_do
 
 
@@ -69,13 +70,19 @@ def extract(
     The same command again goes on where it was stopped or killed, and takes images that are new or changed.
     Images that cannot be read are reported and skipped; the exit code is then 1.
     """
-    images = find_images(sources)
+    found = find_images(sources)
+    images = {name: path for name, path in found.items() if is_utf8(name)}
+    unnamed = [
+        (ascii(name), "HDF5 and Parquet take UTF-8 names only") for name in found if name not in images
+    ]
     parquet = out.suffix == ".parquet"
     if not parquet and out.suffix not in (".h5", ".hdf5"):
         raise InputError(f"cannot write {out}: its ending is none of .h5, .hdf5 and .parquet")
     if parquet and (engine is Engine.local or match):
         raise InputError("Parquet is written with --engine ray, and without --match")
     check_folder_of(out)
+    if match not in ("", "all") and not Path(match).is_file():
+        raise InputError(f"--match is a file of pairs or all; there is no file {match}")
     detector = D2Feature(
         nfeatures,
         scales=None if multiscale else (1.0,),
@@ -91,8 +98,9 @@ def extract(
         failed = _to_parquet(detector, images, out, workers, gpus)
     else:
         failed = _to_hdf5(detector, images, out, engine, workers, gpus)
+    failed += unnamed
     for name, why in failed:
-        console.print(f"[red]skipped[/red] {name}: {why}", soft_wrap=True, style=None)
+        console.print(f"[red]skipped[/red] {escape(f'{name}: {why}')}", soft_wrap=True)
     matches = out.with_name(f"{out.stem}-matches{out.suffix}")
     if match:
         with open_hdf5(out) as file:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import InputError
+from ..hdf5 import stored_name
 from ..images import SUFFIXES
+from ..lists import read_lines
 
 TAKEN: Final = (*SUFFIXES, ".avif", ".jp2")
 """What is taken of a folder."""
@@ -16,11 +18,11 @@ def find_images(sources: Sequence[Path]) -> dict[str, Path]:
 
     Args:
         sources: folders, searched through (names are relative to the folder); ``.txt`` files with a path a
-            line, relative to the list's folder (names as written there); and image files (names relative to
-            the folder that all of them share).
+            line, relative to the list's folder (names as written there, but for ./ and the like); and image
+            files (names relative to the folder that all of them share).
 
     Raises:
-        InputError: a source is missing, two images have one name, or there is none.
+        InputError: a source is missing or a list is no text, two images have one name, or there is none.
     """
     files = [path for path in sources if not path.is_dir() and path.suffix.lower() != ".txt"]
     shared = _shared_folder(files)
@@ -43,6 +45,15 @@ def find_images(sources: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name is UTF-8; Python has signs of its own for bytes of names that are not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _shared_folder(files: Sequence[Path]) -> Path:
     folders = [path.resolve().parent for path in files] or [Path()]
     shared = folders[0]
@@ -58,6 +69,5 @@ def _of_folder(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _of_list(path: Path) -> Iterator[tuple[str, Path]]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    for line in filter(None, lines):
-        yield line.lstrip("/"), path.parent / line
+    for line in filter(None, map(str.strip, read_lines(path))):
+        yield stored_name(line), path.parent / line

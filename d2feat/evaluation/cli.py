@@ -107,6 +107,8 @@ def _run(
     out: Path | None,
 ) -> None:
     console = Console(highlight=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     methods, skipped = _open(names, nfeatures, multiscale, rotations, console)
     with _progress() as progress:
         images = sum(1 + len(sequence.homographies) for sequence in found)
@@ -121,7 +123,6 @@ def _run(
     for table in tables(evaluation):
         console.print(table)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_json(evaluation, out / "evaluation.json")
         draw_curves(evaluation, out / "mma.png")
         console.print(f"wrote {out / 'evaluation.json'} and {out / 'mma.png'}", markup=False, soft_wrap=True)

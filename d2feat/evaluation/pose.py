@@ -21,7 +21,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..errors import InputError
-from ..images import Image
+from ..images import decode_file
+from ..lists import read_lines
 from ..orientation import to_stored, turned
 from .methods import Extraction, Method, mutual_matches
 from .metrics import Floats, area_under_curve
@@ -77,7 +78,7 @@ def read_pose_pairs(path: Path) -> list[PosePair]:
     if not path.is_file():
         raise InputError(f"no list of pairs at {path}")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         fields = line.split()
         if not fields:
             continue
@@ -113,16 +114,20 @@ def evaluate_poses(
     Raises:
         InputError: a photo is missing or no image.
     """
+    last = {key: i for i, pair in enumerate(pairs) for key in zip(pair.names, pair.quarters, strict=True)}
     results = []
     for method in methods:
         features: dict[tuple[str, int], Extraction] = {}
-        for pair in pairs:
-            for key in zip(pair.names, pair.quarters, strict=True):
+        errors, matches, inliers = [], [], []
+        for number, pair in enumerate(pairs):
+            keys = tuple(zip(pair.names, pair.quarters, strict=True))
+            for key in keys:
                 if key not in features:
                     features[key] = _extract(folder / key[0], key[1], method)
-        errors, matches, inliers = [], [], []
-        for pair in pairs:
-            one, two = (features[key] for key in zip(pair.names, pair.quarters, strict=True))
+            one, two = (features[key] for key in keys)
+            for key in keys:
+                if last[key] == number:  # thousands of images do not fit into memory
+                    features.pop(key, None)
             indices = mutual_matches(one, two)
             motion, agreeing = estimate_motion(
                 one.points[indices[:, 0]], two.points[indices[:, 1]], *pair.intrinsics
@@ -193,12 +198,7 @@ def _rays(points: npt.NDArray[np.float32], K: Floats) -> Floats:
 
 
 def _extract(path: Path, quarters: int, method: Method) -> Extraction:
-    stored = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if stored is None:
-        raise InputError(
-            f"{path} is not an image that OpenCV can read" if path.exists() else f"no file {path}"
-        )
-    image: Image = np.asarray(stored, np.uint8)
+    image = decode_file(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     found = method.extract(turned(image, quarters))
     size = image.shape[1], image.shape[0]
     return Extraction(to_stored(found.points, size, quarters), found.descriptors, found.norm)

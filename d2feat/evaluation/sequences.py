@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
-from ..images import Image
+from ..images import Image, cv2_path, read_image
 from . import metrics
 from .fitting import Fit, fit_homographies
 from .legacy import run_legacy
@@ -244,7 +244,8 @@ def _read_sequence(folder: Path) -> ImageSequence:
         homographies[number] = matrix
     paths = {}
     for number in (1, *homographies):
-        candidates = [path for path in sorted(folder.glob(f"{number}.*")) if cv2.haveImageReader(str(path))]
+        files = sorted(folder.glob(f"{number}.*"))
+        candidates = [path for path in files if cv2.haveImageReader(cv2_path(path))]
         if not candidates:
             raise InputError(f"{folder} has no image {number} that OpenCV can read")
         paths[number] = candidates[0]
@@ -252,10 +253,7 @@ def _read_sequence(folder: Path) -> ImageSequence:
 
 
 def _load(paths: dict[int, Path], number: int) -> Image:
-    image = cv2.imread(str(paths[number]))
-    if image is None:
-        raise InputError(f"OpenCV cannot read {paths[number]}")
-    return image.astype(np.uint8, copy=False)
+    return read_image(paths[number])
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ alias, and the homography between two images is exact by construction.
 - "v_" sequences change the viewpoint: rotation, scale and perspective grow from image 2 to 6.
 """
 
+import re
 import tarfile
 from pathlib import Path
 from typing import Any, Final
@@ -178,9 +179,10 @@ def _read(photos: str | Path, name: str) -> Image:
     """The photograph of a name, H x W x 3 BGR."""
     if str(photos) == SKIMAGE:
         return _read_skimage(name)
-    path, inside, member = name.rpartition(".tar:")
-    if inside:
-        with tarfile.open(f"{path}.tar") as shard:
+    shard_name = re.match(r"(.*\.tar):", name, re.IGNORECASE | re.DOTALL)
+    if shard_name:
+        member = name[shard_name.end() :]
+        with tarfile.open(shard_name[1]) as shard:
             content = shard.extractfile(member)
             encoded = content.read() if content else b""
     else:

@@ -57,6 +57,11 @@ class Facade:
         return repr(self._real)
 
 
+def as_real(value: Any) -> Any:
+    """OpenCV's own matcher of a matcher for either kind, for what takes no Python object; else `value`."""
+    return value._binary if type(value) is EitherMatcher else value
+
+
 class EitherMatcher:
     """A `cv2.DescriptorMatcher` for binary descriptors, and another for floats: each gets its own kind."""
 

@@ -92,8 +92,9 @@ def _either(real: Callable[..., Any], ours: Callable[..., Any]) -> Callable[...,
     """`ours` if the detector is one of d2feat's, else `real`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        is_ours = any(issubclass(type(value), D2Feature) for value in (*args, *kwargs.values()))
-        return (ours if is_ours else real)(*args, **kwargs)
+        if any(issubclass(type(value), D2Feature) for value in (*args, *kwargs.values())):
+            return ours(*args, **kwargs)
+        return real(*map(matchers.as_real, args), **{name: matchers.as_real(kwargs[name]) for name in kwargs})
 
     return call
 

@@ -12,9 +12,11 @@ import numpy.typing as npt
 from .. import hdf5
 from ..errors import InputError
 from ..features import Features
+from ..lists import read_lines
 from ..pairs import match_features
 from .colmap import pycolmap
 from .database import SEED
+from .mapping import read_model
 from .methods import Method, model_name
 from .photos import cameras_of, read_photo
 from .retrieval import global_descriptor, nearest_photos
@@ -64,7 +66,7 @@ class Map:
         self.folder = folder
         made = folder / SETTINGS
         self.settings = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
-        self.model = pycolmap.Reconstruction(folder / MODEL) if model is None else model
+        self.model = read_model(folder / MODEL) if model is None else model
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
         self._features = hdf5.open_hdf5(folder / FEATURES)
@@ -204,7 +206,7 @@ def read_queries(path: Path, photos: Path) -> dict[Path, Any]:
     if not path.is_file():
         raise InputError(f"no list of queries at {path}")
     queries = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue

@@ -98,16 +98,25 @@ def _map_incrementally(
     return list(models.values())
 
 
+def read_model(folder: Path) -> Any:
+    """The `pycolmap.Reconstruction` in a folder.
+
+    Raises:
+        InputError: there is none that COLMAP can read.
+    """
+    try:
+        return pycolmap.Reconstruction(folder)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"COLMAP cannot read a model in {folder}: {error}") from None
+
+
 def read_cameras(reference: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The `pycolmap.Camera` and `pycolmap.Rigid3d` (world to camera) of each photo of a COLMAP model.
 
     Raises:
         InputError: there is no model that COLMAP can read.
     """
-    try:
-        model = pycolmap.Reconstruction(reference)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"COLMAP cannot read a model in {reference}: {error}") from None
+    model = read_model(reference)
     images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
     cameras = {number: pycolmap.Camera(camera.todict()) for number, camera in model.cameras.items()}
     names = {image.name: cameras[image.camera_id] for image in images}
@@ -115,7 +124,11 @@ def read_cameras(reference: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def triangulate(database: Path, photos: Path, out: Path, poses: dict[str, Any]) -> None:
-    """The model of a database whose cameras are known and kept, written to the folder `out`."""
+    """The model of a database whose cameras are known and kept, written to the folder `out`.
+
+    Raises:
+        D2FeatError: it has no points.
+    """
     model = pycolmap.Reconstruction()
     with pycolmap.Database.open(database) as opened:
         for camera in opened.read_all_cameras():
@@ -125,7 +138,12 @@ def triangulate(database: Path, photos: Path, out: Path, poses: dict[str, Any]) 
             model.add_image_with_trivial_frame(fresh, poses[image.name])
     options = pycolmap.IncrementalPipelineOptions(random_seed=SEED, num_threads=1)
     with _replacing(out) as partial:
-        pycolmap.triangulate_points(model, database, photos, partial, options=options).write(partial)
+        made = pycolmap.triangulate_points(model, database, photos, partial, options=options)
+        if made.num_points3D() == 0:
+            raise D2FeatError(
+                "no point could be triangulated: the cameras do not fit the photographs, or these share none"
+            )
+        made.write(partial)
 
 
 @contextlib.contextmanager

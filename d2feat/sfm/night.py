@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
-from ..images import Image
+from ..images import Image, decode_file
 from .photos import find_photos
 
 SEED: Final = 0
@@ -21,18 +21,18 @@ def darken_half(photos: Path, out: Path, light: float = LIGHT) -> list[str]:
     EXIF is kept, for the focal length; what is not a JPEG file is written as it is named.
 
     Raises:
-        InputError: there are no photographs, or one cannot be read or written.
+        InputError: there are no photographs, one cannot be read or written, or `out` is among them.
     """
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise InputError(f"{out} lies in the folder of the photographs, which are not written over")
     dark = []
     for number, name in enumerate(find_photos(photos)):
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         encoded = (photos / name).read_bytes()
         if number % 2:
-            stored = cv2.imread(str(photos / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-            if stored is None:
-                raise InputError(f"OpenCV cannot read {photos / name}")
-            image = night(np.asarray(stored, np.uint8), np.random.default_rng([SEED, number]), light)
+            stored = decode_file(photos / name, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            image = night(stored, np.random.default_rng([SEED, number]), light)
             exif = _exif(encoded)
             done, code = cv2.imencode(target.suffix, image)
             if not done:

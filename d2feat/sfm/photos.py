@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import cv2
-import numpy as np
 
 from ..errors import InputError
 from ..features import Floats
-from ..images import SUFFIXES, Image
+from ..images import SUFFIXES, Image, decode_file
 from ..orientation import to_stored, turned
 from .colmap import pycolmap
 
@@ -62,14 +61,10 @@ def read_photo(path: Path) -> Photo:
     Raises:
         InputError: it is missing or not an image.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise InputError(
-            f"{path} is not an image that OpenCV can read" if path.exists() else f"no file {path}"
-        )
+    image = decode_file(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
     quarters = _QUARTERS.get(bitmap.exif_orientation() or 1, 0) if bitmap else 0
-    return Photo(turned(np.asarray(image, np.uint8), quarters), quarters)
+    return Photo(turned(image, quarters), quarters)
 
 
 def cameras_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:

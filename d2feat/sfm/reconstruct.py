@@ -77,6 +77,8 @@ def reconstruct(
             photo of `reference` is missing; the pairs or the reference cannot be read.
         D2FeatError: COLMAP found no two photographs to begin with.
     """
+    if pairing not in PAIRINGS and not Path(pairing).is_file():
+        raise InputError(f"pairs are {', '.join(PAIRINGS)}, or a text file; there is no file {pairing}")
     if out.resolve().is_relative_to(folder.resolve()):
         raise InputError(
             f"{out} lies in the folder of the photographs, where its pictures would be taken for such"
