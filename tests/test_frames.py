@@ -307,6 +307,18 @@ def test_arrays_lie_on_the_gpu_that_was_asked_for(cache: Path, runtime: Runtime)
     assert set(runtime.devices) == {("cuda", 1)}
 
 
+def test_memory_of_one_batch_is_kept_for_the_next(
+    cache: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *option: said.append(option))
+    monkeypatch.setattr("d2feat.frames.ctypes.CDLL", lambda _: library)
+    d2feat.create_frames(SIZE, 60, 1, MODEL, provider="cuda")
+    assert said == [(-1, 1 << 28), (-3, 1 << 25)]
+    monkeypatch.setattr("d2feat.frames.ctypes.CDLL", lambda _: SimpleNamespace())
+    d2feat.create_frames(SIZE, 60, 1, MODEL, provider="cuda")
+
+
 def test_one_image_at_a_time_needs_one_session(cache: Path, runtime: Runtime) -> None:
     d2feat.create_frames(SIZE, 60, 1, MODEL, provider="cuda")
     assert len(runtime.asked) == 1
