@@ -112,7 +112,8 @@ class D2Feature:
 
     @property
     def _session(self) -> Session:
-        return open_session(self._model, self._provider, self._threads)
+        self._held = open_session(self._model, self._provider, self._threads)  # it stays loaded
+        return self._held
 
     # ---- detection and description
 
@@ -553,7 +554,10 @@ class D2Feature:
     # ---- copying and printing
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return new, (type(self),), self.__dict__  # of a subclass, too
+        return new, (type(self),), self._state()  # of a subclass, too
+
+    def _state(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
 
     def __dir__(self) -> list[str]:
         return dir(type(self)) + list(self.__dict__)  # of `__class__` it would be those of cv2.Feature2D

@@ -244,6 +244,9 @@ def _stop_runs() -> None:
 
 
 _cache: OrderedDict[Any, Session] = OrderedDict()
+_in_use: weakref.WeakValueDictionary[Any, Session] = weakref.WeakValueDictionary()
+"""Of the sessions kept, and of all that some object holds on to."""
+
 _alive: weakref.WeakSet[Any] = weakref.WeakSet()
 """The runtime's sessions."""
 
@@ -279,7 +282,7 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
         if key in _cache:
             _cache.move_to_end(key)
         else:
-            _cache[key] = _load(path, chosen, count)
+            _cache[key] = _in_use[key] = _in_use.get(key) or _load(path, chosen, count)
             while len(_cache) > CACHED:
                 _cache.popitem(last=False)
         return _cache[key]
@@ -316,6 +319,7 @@ def _abandon_inherited_sessions() -> None:
     for session in _alive:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
     _cache.clear()
+    _in_use.clear()
     _running.clear()
 
 

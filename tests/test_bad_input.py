@@ -2,9 +2,11 @@
 
 import importlib.util
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import cv2
 import numpy as np
@@ -296,7 +298,7 @@ OURS = {
 @pytest.mark.parametrize(
     ("properties", "message"),
     [
-        ({}, "not one of d2feat's.*contract.*python -m export"),
+        ({}, "not one of d2feat's.*contract.*d2feat export"),
         ({"contract": "1"}, "metadata lacks name, version"),
         (OURS | {"contract": "99"}, "contract 99.*runs contract 1"),
         (OURS | {"channels": "many"}, "channels = 'many'"),
@@ -373,13 +375,12 @@ class RuntimeWithoutCuda:
 
 
 @pytest.fixture
-def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime is built with CUDA")
     monkeypatch.setattr(session, "import_runtime", lambda: RuntimeWithoutCuda)
-    session._cache.clear()
-    yield
-    session._cache.clear()
+    monkeypatch.setattr(session, "_cache", OrderedDict())
+    monkeypatch.setattr(session, "_in_use", WeakValueDictionary())
 
 
 @pytest.mark.usefixtures("_without_cuda")

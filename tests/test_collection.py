@@ -457,7 +457,7 @@ def test_pairs_of_names_with_spaces(tmp_path: Path) -> None:
     path.write_text("a b.png c.png\n./a\t b.png\n")
     assert read_pairs(path, names) == [("a b.png", "c.png"), ("a", "b.png")]
     path.write_text("a b.png d.png\n")
-    with pytest.raises(d2feat.InputError, match="line 1: 'a b.png d.png' is not the names of two images"):
+    with pytest.raises(d2feat.InputError, match=r"line 1: 'a b\.png d\.png' is not the names of two images"):
         read_pairs(path, names)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime
@@ -73,6 +74,7 @@ def test_a_gpus_runtime_without_a_gpu_takes_what_suits_the_processor(
     monkeypatch.setattr(sessions, "import_runtime", lambda: runtime)
     monkeypatch.setattr(sessions, "has_fast_int8", lambda: fast)
     monkeypatch.setattr(sessions, "_cache", OrderedDict())
+    monkeypatch.setattr(sessions, "_in_use", WeakValueDictionary())
     assert sessions.open_session("auto").path.stem == expected
 
 
@@ -81,6 +83,24 @@ def test_objects_that_ask_for_the_same_share_one_session() -> None:
     assert first is second
     one, two = (sessions.open_session(EXACT, "cpu", threads) for threads in (1, 2))
     assert one is not two
+
+
+def test_what_objects_use_stays_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are; and what nobody uses goes."""
+    loads, load = [], sessions._load
+    monkeypatch.setattr(sessions, "_load", lambda *of: (loads.append(of), load(*of))[1])
+    monkeypatch.setattr(sessions, "_cache", OrderedDict())
+    monkeypatch.setattr(sessions, "_in_use", WeakValueDictionary())
+    image = np.zeros((32, 32, 3), np.uint8)
+    several = [
+        d2feat.create(model="d2net-lite", provider="cpu", threads=threads)
+        for threads in range(1, sessions.CACHED + 3)
+    ]
+    for detector in 2 * several:
+        detector.detect(image)
+    assert len(loads) == len(several) == len(sessions._in_use)
+    del detector, several
+    assert len(sessions._in_use) == sessions.CACHED
 
 
 def test_a_list_of_providers_is_taken_as_onnx_runtime_takes_it() -> None:

@@ -275,7 +275,7 @@ def test_what_cannot_be_reconstructed_is_a_clear_error(tmp_path: Path, folder: P
         cv2.imwrite(str(even / f"{number}.png"), np.full((120, 160, 3), 90 + number, np.uint8))
     with pytest.raises(InputError, match="none of the 2 photographs shows anything"):
         reconstruct(even, tmp_path / "none", method())
-    with pytest.raises(InputError, match="pairs are auto, exhaustive, .* there is no file exaustive"):
+    with pytest.raises(InputError, match=r"pairs are auto, exhaustive, .* there is no file exaustive"):
         reconstruct(folder, tmp_path / "out", method(), "exaustive")
 
 

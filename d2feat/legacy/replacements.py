@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..feature2d import D2Feature
+from ..feature2d import D2Feature, new
 from ..features import Features
 from .notices import report
 
@@ -141,7 +141,7 @@ class Replacement(D2Feature):
         return f"Feature2D.{type(self).__name__}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.__dict__ | {"_stored": dict(self._stored)})
+        return new, (type(self),), self._state() | {"_stored": dict(self._stored)}
 
 
 class SIFT(Replacement):
@@ -277,9 +277,3 @@ def _upright(found: Any) -> Any:
         elif one.angle == -1:
             one.angle = 0.0
     return found
-
-
-def _rebuild(cls: type[Replacement], state: dict[str, Any]) -> Replacement:
-    made = cls.__new__(cls)
-    made.__dict__.update(state)
-    return made
