@@ -612,9 +612,9 @@ def create(
             then: maxEdge and maxSumEdges do not count. `d2feat.tiles` says what is the same as in one piece.
             0 or less for no tiles.
         rotations: descriptors are pooled over so many evenly spaced rotations of the image, for scenes that
-            turn by more than the model bears (d2net: any angle, d2net-lite: some 60 degrees, the authors'
-            models: 30). 4 suits any, at four times the cost. `KeyPoint.angle` is then an orientation that
-            turns with the scene; it is more exact with 8, at twelve times the cost.
+            turn by more than the model bears (ours bear any angle, the authors' 30 degrees). 4 suits any, at
+            four times the cost. `KeyPoint.angle` is then an orientation that turns with the scene; it is more
+            exact with 8, at twelve times the cost.
 
     Raises:
         InputError, ModelError, ProviderError: all are `cv2.error`; the message says what to do.
