@@ -368,7 +368,7 @@ def test_a_stopped_run_with_scenes_ends_like_an_unbroken_one(
     assert any(
         not torch.equal(weights_of(tmp_path / "without" / "d2net.pth")[k], v) for k, v in whole.items()
     )
-    with pytest.raises(TrainingError, match="another configuration"):
+    with pytest.raises(TrainingError, match="a run of other scenes"):
         Trainer(photos, config, tmp_path / "whole", net=tiny_net())
 
 
