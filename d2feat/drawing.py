@@ -82,9 +82,10 @@ def draw_matches(
     """
     images = [_as_colour(image1), _as_colour(image2)]
     ratios = [image.shape[1] / image.shape[0] for image in images]
-    height = max(1, min(MAX_HEIGHT, int((width - _GAP) / sum(ratios))))
+    fitting = (width - _GAP) / sum(ratios)
+    height = max(1, min(MAX_HEIGHT, int(fitting)))
     resized = [
-        _resized(image, height, max(1, int(min(height, (width - _GAP) / sum(ratios)) * ratio)))
+        _resized(image, height, max(1, int(min(height, fitting) * ratio)))
         for image, ratio in zip(images, ratios, strict=True)
     ]
     canvas: Image = np.full((height, width, 3), _BACKGROUND, np.uint8)

@@ -125,6 +125,11 @@ def stored_name(name: str) -> str:
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
+def flat_name(name: str) -> str:
+    """An image's name as hloc's layout of matches has it."""
+    return name.replace("/", "-")
+
+
 def open_hdf5(path: str | os.PathLike[str], mode: str = "r") -> Any:
     """The `h5py.File` at `path`.
 
@@ -191,7 +196,7 @@ def _is_keypoints(path: str) -> bool:
 
 
 def _pair_name(name0: str, name1: str) -> str:
-    return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
+    return f"{flat_name(name0)}/{flat_name(name1)}"
 
 
 def _fresh_group(file: Any, name: str) -> Any:

@@ -57,11 +57,18 @@ def cv2_path(path: str | os.PathLike[str]) -> str:
         InputError: it is not UTF-8, which crashes them.
     """
     text = os.fspath(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"OpenCV takes no file name that is not UTF-8: {text!a}") from None
+    if not is_utf8(text):
+        raise InputError(f"OpenCV takes no file name that is not UTF-8: {text!a}")
     return text
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name is UTF-8; Python has signs of its own for bytes of names that are not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_image(image: Any) -> Image:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from . import hdf5
 from .errors import InputError
 from .features import Features
-from .hdf5 import stored_name
 from .lists import read_lines
 from .matching import match
 
@@ -48,10 +47,10 @@ def read_pairs(path: Path, names: Collection[str]) -> list[Pair]:
         if not words:
             continue
         splits = [(line[:i], line[i:]) for i, character in enumerate(line) if character.isspace()]
-        named = [(stored_name(one.strip()), stored_name(two.strip())) for one, two in splits]
+        named = [(hdf5.stored_name(one.strip()), hdf5.stored_name(two.strip())) for one, two in splits]
         pair = next((both for both in named if known.issuperset(both)), None)
         if pair is None and len(words) == 2:
-            unknown = next(word for word in words if stored_name(word) not in known)
+            unknown = next(word for word in words if hdf5.stored_name(word) not in known)
             raise InputError(f"{path}, line {number}: there is no image {unknown}")
         if pair is None or pair[0] == pair[1]:
             raise InputError(f"{path}, line {number}: {line!r} is not the names of two images")
@@ -85,8 +84,8 @@ def match_pairs(
     """
     flat: dict[str, str] = {}
     for name in itertools.chain.from_iterable(pairs):
-        if flat.setdefault(name.replace("/", "-"), name) != name:
-            other = flat[name.replace("/", "-")]
+        other = flat.setdefault(hdf5.flat_name(name), name)
+        if other != name:
             raise InputError(f"hloc's layout has one name for the images {other} and {name}: rename one")
     folder = out.with_name(out.name + ".parts")
     folder.mkdir(parents=True, exist_ok=True)

@@ -274,8 +274,8 @@ def interpolate(rows: Tensor, h: int, w: int, cells: Tensor, above: Tensor | int
     fx, fy = (x - left).unsqueeze(1), (y - top).unsqueeze(1)
     right, bottom = (left + 1).clamp(max=w - 1).long(), (top + 1).clamp(max=h - 1).long()
     upper, lower, left = (above + top.long()) * w, (above + bottom) * w, left.long()
-    above = rows.index_select(0, upper + left).float() * (1 - fx)
-    above += rows.index_select(0, upper + right).float() * fx
-    below = rows.index_select(0, lower + left).float() * (1 - fx)
-    below += rows.index_select(0, lower + right).float() * fx
-    return above * (1 - fy) + below * fy
+    over = rows.index_select(0, upper + left).float() * (1 - fx)
+    over += rows.index_select(0, upper + right).float() * fx
+    under = rows.index_select(0, lower + left).float() * (1 - fx)
+    under += rows.index_select(0, lower + right).float() * fx
+    return over * (1 - fy) + under * fy

@@ -45,15 +45,6 @@ def find_images(sources: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a name is UTF-8; Python has signs of its own for bytes of names that are not."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _shared_folder(files: Sequence[Path]) -> Path:
     folders = [path.resolve().parent for path in files] or [Path()]
     shared = folders[0]

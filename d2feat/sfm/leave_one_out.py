@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
 from .localize import MODEL, Map, localize
+from .mapping import read_model
 from .methods import Method
 
 
@@ -42,9 +43,9 @@ def leave_one_out(
     """The errors of all registered photos of the reconstruction in `folder`.
 
     Raises:
-        InputError: it has fewer than four.
+        InputError: there is no model in it, or it has fewer than four.
     """
-    whole = pycolmap.Reconstruction(folder / MODEL)
+    whole = read_model(folder / MODEL)
     if whole.num_reg_images() < 4:
         raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
     extent = camera_extent(whole, registered(whole))
