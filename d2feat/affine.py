@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -13,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .feature2d import D2Feature, KeyPoints, new
-from .features import Features, Floats
+from .feature2d import D2Feature, KeyPoints, deliver, new, paired
+from .features import Features
 from .images import Image, as_image, as_mask
 from .rotations import rotate, to_angles
 from .tiles import best_of
@@ -63,6 +64,16 @@ class AffineFeature:
         self.backend = backend
         self.views = tuple(chain.from_iterable(views))
 
+    def getViewParams(self) -> tuple[list[float], list[float]]:
+        """Tilts and rolls (degrees) of the views."""
+        return [view.tilt for view in self.views], [view.roll for view in self.views]
+
+    def setViewParams(self, tilts: Sequence[float], rolls: Sequence[float]) -> None:
+        """Views of one's own choice: as many tilts (1 or more) as rolls (degrees)."""
+        if len(tilts) != len(rolls) or not len(tilts) or min(tilts) < 1:
+            raise InputError("setViewParams takes as many tilts as rolls, at least one, and no tilt below 1")
+        self.views = tuple(View(float(tilt), float(roll)) for tilt, roll in zip(tilts, rolls, strict=True))
+
     # As for D2Feature: isinstance(x, cv2.Feature2D) holds, without the crash of a real subclass.
     __class__ = property(lambda self: cv2.Feature2D)  # type: ignore[assignment]
 
@@ -80,14 +91,17 @@ class AffineFeature:
 
     def detectAndCompute(
         self, image: Any, mask: Any = None, descriptors: Any = None, useProvidedKeypoints: bool = False
-    ) -> tuple[KeyPoints, Floats | None]:
+    ) -> tuple[KeyPoints, Any]:
         """Keypoints and descriptors of all views, as `D2Feature.detectAndCompute` returns them."""
         if useProvidedKeypoints:
             raise InputError("AffineFeature detects its own keypoints")
-        return self.extract(image, mask).to_opencv()
+        keypoints, found = self.extract(image, mask).to_opencv()
+        return keypoints, deliver(found, descriptors, image)
 
-    def detect(self, image: Any, mask: Any = None) -> KeyPoints:
-        """Keypoints of all views."""
+    def detect(self, image: Any, mask: Any = None) -> Any:
+        """Keypoints of all views; for a list of images (and masks) a tuple of such tuples."""
+        if isinstance(image, (list, tuple)):
+            return tuple(self.extract(*one).to_keypoints() for one in paired(image, mask, "masks"))
         return self.extract(image, mask).to_keypoints()
 
     def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> tuple[Any, Any]:

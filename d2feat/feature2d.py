@@ -37,6 +37,9 @@ KeyPoints = tuple[cv2.KeyPoint, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_CONTRAST: Final = 0.2
+"""A single scale below this is SIFT's contrastThreshold, which stands third in its constructor."""
+
 _PLURALS: Final = {"images": "image", "masks": "mask"}
 """What OpenCV's overloads for several images call these arguments."""
 
@@ -70,7 +73,7 @@ class D2Feature:
 
     def __init__(
         self,
-        nfeatures: int = 0,
+        nfeatures: int | None = 0,
         scoreThreshold: float = 0.0,
         scales: Sequence[float] | None = None,
         maxEdge: int = 1600,
@@ -88,8 +91,13 @@ class D2Feature:
         self._provider, self._threads = provider, _whole(threads, "threads")
         if self._threads < 0:
             raise InputError(f"threads must not be negative, not {threads}")
+        if isinstance(scales, float) and scales < _CONTRAST:
+            raise InputError(
+                f"the scale {scales} leaves nothing of an image; if these are the parameters of SIFT_create, "
+                "leave out those after nfeatures: octave layers, contrast, edges and sigma mean nothing here"
+            )
         self._tile = 0
-        self.setNFeatures(nfeatures)
+        self.setNFeatures(0 if nfeatures is None else nfeatures)
         self.setScoreThreshold(scoreThreshold)
         self.setScales(self._default_scales() if scales is None else scales)
         self.setMaxEdge(maxEdge)
@@ -146,9 +154,9 @@ class D2Feature:
             raise InputError("detectAndCompute takes one image; for several there is detectAndComputeBatch")
         if useProvidedKeypoints:
             as_image(image)
-            return (), _deliver(None, descriptors, image)
+            return (), deliver(None, descriptors, image)
         keypoints, found = self.extract(image, mask).to_opencv()
-        return keypoints, _deliver(found, descriptors, image)
+        return keypoints, deliver(found, descriptors, image)
 
     @_cv2_call
     def detectAndComputeBatch(
@@ -165,9 +173,9 @@ class D2Feature:
         Raises:
             InputError: an argument is unusable; the message says which image.
         """
-        pairs = list(_paired(images, masks, "masks"))
+        pairs = list(paired(images, masks, "masks"))
         found = list(stream(self.extract, [image for image, _ in pairs], [mask for _, mask in pairs]))
-        descriptors = tuple(_deliver(one.descriptors, None, one.source) for one in found)
+        descriptors = tuple(deliver(one.descriptors, None, one.source) for one in found)
         return tuple(one.keypoints for one in found), descriptors
 
     @_cv2_call
@@ -195,7 +203,7 @@ class D2Feature:
     def detect(self, image: Any, mask: Any = None) -> Any:
         """Detect keypoints: a tuple of `cv2.KeyPoint`, or of such tuples for a list of images (and masks)."""
         if isinstance(image, (list, tuple)):
-            pairs = list(_paired(image, mask, "masks"))
+            pairs = list(paired(image, mask, "masks"))
             found = stream(self.extract, [one for one, _ in pairs], [other for _, other in pairs])
             return tuple(one.features.to_keypoints() for one in found)
         return self.extract(image, mask).to_keypoints()
@@ -218,7 +226,7 @@ class D2Feature:
             `cv2.Feature2D.compute` documents. ``((), None)`` if none is left.
         """
         if isinstance(image, (list, tuple)):
-            pairs = [self.compute(one, other) for one, other in _paired(image, keypoints, "keypoints")]
+            pairs = [self.compute(one, other) for one, other in paired(image, keypoints, "keypoints")]
             return tuple(kept for kept, _ in pairs), tuple(found for _, found in pairs)
         pixels = as_image(image)
         keypoints = (
@@ -227,9 +235,9 @@ class D2Feature:
         points = read_keypoints(keypoints)
         kept = describable(points, (pixels.shape[1], pixels.shape[0]))
         if len(kept) == 0:
-            return (), _deliver(None, descriptors, image)
+            return (), deliver(None, descriptors, image)
         found = self.describe(pixels, points[kept])
-        return tuple(_copied(keypoints[i]) for i in kept), _deliver(found, descriptors, image)
+        return tuple(_copied(keypoints[i]) for i in kept), deliver(found, descriptors, image)
 
     def warmup(self, sizes: Iterable[tuple[int, int]] = ((640, 480),)) -> None:
         """Run once on an image of each (width, height), so that the first real one does not pay for it.
@@ -577,7 +585,7 @@ class D2Feature:
 
 @_cv2_call
 def create(
-    nfeatures: int = 0,
+    nfeatures: int | None = 0,
     scoreThreshold: float = 0.0,
     scales: Sequence[float] | None = None,
     maxEdge: int = 1600,
@@ -593,7 +601,7 @@ def create(
 
     Args:
         nfeatures: keep at most so many features, those with the highest response, after the mask and the
-            threshold; 0 or less keeps all.
+            threshold; 0 or less, or None, keeps all.
         scoreThreshold: keep features whose response is above this.
         scales: sizes of the image pyramid's levels relative to the image; None for `d2feat.MULTISCALE`, with
             the authors' checkpoints for one level. (1.0,) is twice as fast as the default and enough where
@@ -660,7 +668,8 @@ def _opened(path: str | os.PathLike[str], mode: int) -> Iterator[cv2.FileStorage
         storage.release()
 
 
-def _paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
+def paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
+    """A list's images, each with its own of `others` ("masks" or "keypoints"); masks may be None."""
     if not isinstance(images, (list, tuple)):
         raise InputError(f"expected a list of images, not {type(images).__name__}")
     if others is None or (name == "masks" and isinstance(others, (list, tuple)) and not others):
@@ -670,7 +679,7 @@ def _paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
     return zip(images, others, strict=True)
 
 
-def _deliver(found: Floats | None, wanted: Any, image: Any) -> Any:
+def deliver(found: Floats | None, wanted: Any, image: Any) -> Any:
     """The descriptors in the form the caller asked for."""
     if isinstance(image, cv2.UMat):
         return cv2.UMat() if found is None else cv2.UMat(found)  # type: ignore[call-overload]  # not in stubs

@@ -375,6 +375,17 @@ def test_scales_are_a_set(image: np.ndarray) -> None:
     np.testing.assert_array_equal(create(scales=0.5).extract(image).scales, np.float32(2))
 
 
+@pytest.mark.parametrize("arguments", [(0, 3, 0.04), (0, 3, 0.04, 10), (500, 3, 0.04, 10, 1.6)])
+def test_parameters_of_sift_by_position_are_refused(arguments: tuple[Any, ...]) -> None:
+    """As scoreThreshold, scales and maxEdge they would find nothing."""
+    with pytest.raises(d2feat.InputError, match="SIFT_create"):
+        d2feat.create(*arguments)
+
+
+def test_none_is_no_limit() -> None:
+    assert create(None).getNFeatures() == 0
+
+
 def test_repr_says_what_runs_where() -> None:
     for part in ("nfeatures=17", "scales=(1.0,)", "model='", "on CPU, 1 threads"):
         assert part in repr(create(17))

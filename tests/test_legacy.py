@@ -372,8 +372,15 @@ def test_affine_feature_becomes_ours(image: np.ndarray) -> None:
         keypoints, descriptors = make(detector, 1).detectAndCompute(image, None)
         assert len(upright) < len(keypoints) == len(descriptors)
         assert descriptors.max() > 100  # of 0 to 255, as the detector's own
+        assert all(0 <= one.angle < 360 for one in keypoints)
+        assert all(one.angle == 0 for one in detector.detectAndComputeBatch([image])[0][0])
     with d2feat.installed("sift", **OPTIONS):
         assert cv2.AffineFeature_create(cv2.ORB_create(), 3).getDefaultName()
+
+
+@pytest.mark.usefixtures("everything")
+def test_none_is_the_default_as_for_opencv() -> None:
+    assert cv2.SIFT_create(None, None).getNOctaveLayers() == 3
 
 
 def test_compute_image_features(image: np.ndarray, everything: None) -> None:
@@ -455,6 +462,20 @@ def test_program_with_processes(start: str, where: str, pair: tuple[Any, ...], t
     result = run("workers.py", start, where, tmp_path / "out", one, two, legacy=LEGACY)[-1]
     assert result == {"features": [100, 100], "shape": [200, 512], "dtype": "float32"}
     assert len(pickle.loads((tmp_path / "out.pickle").read_bytes())) == 2
+
+
+def test_workers_leave_warnings_to_their_parent(tmp_path: Path) -> None:
+    """A spawned process imports the program before it knows that it has a parent."""
+    (tmp_path / "app.py").write_text(
+        "import multiprocessing, cv2\n"
+        "sift = cv2.SIFT_create(contrastThreshold=0.03)\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(2) as pool:\n"
+        "        print(pool.map(abs, [-1, -2]))\n"
+    )
+    done = launch("--d2feat", "model=d2net-lite", "app.py", cwd=tmp_path)
+    assert done.stdout == "[1, 2]\n"
+    assert done.stderr.count("contrastThreshold means nothing") == 1, done.stderr
 
 
 def test_program_with_visual_words(pair: tuple[Any, ...], tmp_path: Path) -> None:

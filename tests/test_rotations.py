@@ -210,6 +210,13 @@ def test_simulated_views_have_the_contract_of_a_feature2d(picture: np.ndarray) -
     responses = [keypoint.response for keypoint in keypoints]
     assert responses == sorted(responses, reverse=True)
     assert affine.detectAndCompute(np.zeros((64, 64), np.uint8), None) == ((), None)
+    assert isinstance(affine.detectAndCompute(cv2.UMat(picture), None)[1], cv2.UMat)
+    assert [len(found) for found in affine.detect([picture, picture[:0:-1]], [mask, None])] != [0, 0]
+    affine.setViewParams([1, 2], [0, 30])
+    assert affine.getViewParams() == ([1.0, 2.0], [0.0, 30.0])
+    assert affine.views == (View(1, 0), View(2, 30))
+    with pytest.raises(d2feat.InputError, match="as many tilts as rolls"):
+        affine.setViewParams([1, 2], [0])
     with pytest.raises(d2feat.InputError, match=r"d2feat\.create"):
         d2feat.AffineFeature(cv2.ORB_create())
     with pytest.raises(d2feat.InputError, match="minTilt"):

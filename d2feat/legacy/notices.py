@@ -13,13 +13,19 @@ _told: set[str] = set()
 
 def report(message: str) -> None:
     """Warn of something once in a program; worker processes leave it to their parent."""
-    if message in _told or multiprocessing.parent_process() is not None:
+    if message in _told or _is_worker():
         return
     _told.add(message)
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def _is_worker() -> bool:
+    # While a spawned process imports the program it does not know its parent yet.
+    inheriting = getattr(multiprocessing.current_process(), "_inheriting", False)
+    return inheriting or multiprocessing.parent_process() is not None
 
 
 def forget() -> None:

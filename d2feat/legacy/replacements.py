@@ -64,7 +64,7 @@ class Replacement(D2Feature):
     """Whether descriptors are whole numbers of 0 to 255."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = self._bind(args, kwargs)
+        given = {name: value for name, value in self._bind(args, kwargs).items() if value is not None}
         self._stored = dict(self.parameters.values())
         self._stored |= {self.parameters[name][0]: value for name, value in given.items()}
         budget = next((value for accessor, value in self._stored.items() if accessor in BUDGETS), 0)
@@ -113,22 +113,14 @@ class Replacement(D2Feature):
     # ---- results as the replaced detector gives them
 
     def extract(self, image: Any, mask: Any = None) -> Features:
-        """As `D2Feature.extract`, with this detector's kind of descriptors."""
+        """As `D2Feature.extract`, with this detector's kind of descriptors and angles of 0 for none."""
         found = super().extract(image, mask)
-        return dataclasses.replace(found, descriptors=self._converted(found.descriptors))
+        angles = np.zeros(len(found), np.float32) if found.angles is None else found.angles
+        return dataclasses.replace(found, descriptors=self._converted(found.descriptors), angles=angles)
 
     def describe(self, image: Any, points: npt.ArrayLike) -> Any:
         """As `D2Feature.describe`, with this detector's kind of descriptors."""
         return self._converted(super().describe(image, points))
-
-    def detect(self, *args: Any, **kwargs: Any) -> Any:
-        """As `D2Feature.detect`."""
-        return _upright(super().detect(*args, **kwargs))
-
-    def detectAndCompute(self, *args: Any, **kwargs: Any) -> tuple[tuple[cv2.KeyPoint, ...], Any]:
-        """As `D2Feature.detectAndCompute`."""
-        keypoints, descriptors = super().detectAndCompute(*args, **kwargs)
-        return _upright(keypoints), descriptors
 
     def _converted(self, descriptors: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         if not self.bytelike:
@@ -267,13 +259,3 @@ METHODS: Final[dict[str, type[Replacement]]] = {
     "kaze": KAZE,
     "brisk": BRISK,
 }
-
-
-def _upright(found: Any) -> Any:
-    """The keypoints, or tuples of them, with an angle of 0 where there was none."""
-    for one in found:
-        if isinstance(one, tuple):
-            _upright(one)
-        elif one.angle == -1:
-            one.angle = 0.0
-    return found
