@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .checkpoint import read_checkpoint
+from .checkpoint import Checkpoint, read_checkpoint
 from .fixed import build_frames, parse_size
 from .geometry import COORDINATES, Coordinates
 from .graph import build_graph, save_model
@@ -33,7 +33,9 @@ def export(
         str, typer.Option(help="opencv (true geometry) or upstream (the original's)")
     ] = "opencv",
     name: Annotated[str | None, typer.Option(help="the model's name; the checkpoint's by default")] = None,
-    version: Annotated[str, typer.Option(help="of the weights")] = "1",
+    version: Annotated[
+        str | None, typer.Option(help="of the weights; the checkpoint's by default, or 1")
+    ] = None,
     int8: Annotated[
         Path | None,
         typer.Option(help="quantise to eight bits, by the first 32 photographs of this folder or tar"),
@@ -69,14 +71,14 @@ def export(
         raise typer.BadParameter("--half goes with neither --int8 nor --target opencv")
     with _errors_said():
         if target == "opencv":
-            model = build_native(read_checkpoint(weights), parse_size(size), keypoints, contract)  # type: ignore[arg-type]
-            path = save_model(model, out)
+            checkpoint = _named(weights, name, version)
+            path = save_model(build_native(checkpoint, parse_size(size), keypoints, contract), out)  # type: ignore[arg-type]
         elif target == "frames":
-            model = build_frames(read_checkpoint(weights), parse_size(size), keypoints, batch, half=half)
-            path = save_model(model, out)
+            checkpoint = _named(weights, name, version)
+            path = save_model(build_frames(checkpoint, parse_size(size), keypoints, batch, half=half), out)
         else:
             path = export_checkpoint(weights, out, coordinates, name, int8, version, half)  # type: ignore[arg-type]
-    console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -119,7 +121,7 @@ def export_checkpoint(
     coordinates: Coordinates = "opencv",
     name: str | None = None,
     int8: Path | None = None,
-    version: str = "1",
+    version: str | None = None,
     half: bool = False,
 ) -> Path:
     """Export the checkpoint at `weights` to `out`; what ``python -m export`` does.
@@ -130,12 +132,18 @@ def export_checkpoint(
     Raises:
         FileNotFoundError, CheckpointError: there is no D2-Net checkpoint at `weights`.
     """
-    checkpoint = read_checkpoint(weights)
-    if name is not None:
-        checkpoint.metadata["name"] = name
+    checkpoint = _named(weights, name, version)
     calibration = None if int8 is None else itertools.islice(read_photographs(int8), CALIBRATION)
-    model = build_graph(checkpoint, coordinates, version=version, calibration=calibration, half=half)
+    model = build_graph(checkpoint, coordinates, calibration=calibration, half=half)
     return save_model(model, out)
+
+
+def _named(weights: str | Path, name: str | None, version: str | None) -> Checkpoint:
+    """The checkpoint, under another name and version where these are given."""
+    checkpoint = read_checkpoint(weights)
+    given = {"name": name, "version": version}
+    checkpoint.metadata.update({key: value for key, value in given.items() if value is not None})
+    return checkpoint
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ class Checkpoint:
 
     Attributes:
         net: the network, in evaluation mode, float32.
-        metadata: strings for the model file: name, head, descriptor_relu, mean, licence, channels, sha256.
+        metadata: strings for the model file: name, version, head, descriptor_relu, mean, licence, channels,
+            sha256.
     """
 
     net: D2Net
@@ -145,6 +146,7 @@ def _metadata(path: Path, net: D2Net, said: dict[str, Any], sha256: str) -> dict
         raise CheckpointError(f"{path} was trained with mean {mean}; this network subtracts {MEAN_BGR}")
     return {
         "name": str(said.get("name", path.stem)),
+        "version": str(said.get("version", "1")),
         "licence": str(
             said.get("licence", "unknown: official D2-Net weights, see github.com/mihaidusmanu/d2-net")
         ),

@@ -69,7 +69,7 @@ def fixed_features(dense: Tensor, repeatability: Tensor, levels: Tensor, nfeatur
     score = fine_scores(torch.vmap(d2_score_map)(dense), repeatability, origin)
     x, y, found = block_maxima(score)
     blocks = len(found) // batch
-    image = torch.arange(len(found)) // blocks
+    image = torch.arange(batch).repeat_interleave(blocks)
     rows = dense.permute(0, 2, 3, 1).reshape(batch * h * w, channels)
     tall = levels.transpose(0, 1).reshape(3, batch * height, width)
     pixels, values, real = refine_fine(score.reshape(-1, width), tall, x, y, image * height)
@@ -109,7 +109,8 @@ def block_maxima(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     columns = -(-across // BLOCK)
     block = torch.arange(len(found)) % (len(found) // len(score))
     x = (place - BLOCK * row + (block % columns * BLOCK + FINE_BORDER)).long()
-    y = (row + (block // columns * BLOCK + FINE_BORDER)).long()
+    # Not by // : as ONNX that compares booleans, which OpenCV's engine does not.
+    y = (row + ((block - block % columns) / columns * BLOCK + FINE_BORDER)).long()
     return x, y, found > 0
 
 

@@ -148,7 +148,6 @@ def build_graph(
     checkpoint: Checkpoint,
     coordinates: Coordinates = "opencv",
     *,
-    version: str = "1",
     calibration: Iterable[NDArray[np.uint8]] | None = None,
     half: bool = False,
 ) -> ModelProto:
@@ -157,7 +156,6 @@ def build_graph(
     Args:
         checkpoint: network and what is known of it.
         coordinates: "opencv", where the keypoints truly are, or "upstream", the original's mapping.
-        version: of the weights, for the metadata.
         calibration: BGR photographs from which to quantise the network to eight bits; None to store the
             weights in half precision and compute in single precision.
         half: compute with them in half precision, too (`D2Net.halve`), for GPUs.
@@ -214,7 +212,6 @@ def build_graph(
     properties = {
         **checkpoint.metadata,
         "contract": CONTRACT,
-        "version": version,
         "coordinates": coordinates,
         "cell_origin": str(cell_origin(coordinates)),
         "precision": "int8" if calibration is not None else "fp16" if half else "fp32",

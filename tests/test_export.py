@@ -143,6 +143,10 @@ def test_an_exported_model_is_a_checkpoint_too(official: Path, official_model: P
     again = read_checkpoint(official_model)
     before = read_checkpoint(official).net.state_dict()
     assert again.metadata["descriptor_relu"] == "true"
+    assert again.metadata["version"] == "1"
+    newer = export_checkpoint(official_model, tmp_path / "newer.onnx", name="newer", version="7")
+    assert read_checkpoint(newer).metadata["version"] == "7"
+    assert read_checkpoint(export_checkpoint(newer, tmp_path / "again.onnx")).metadata["version"] == "7"
     assert again.metadata["weights_sha256"] == read_checkpoint(official).metadata["weights_sha256"]
     for key, value in again.net.state_dict().items():
         expected = before[key].half().float() if key.endswith("weight") else before[key]

@@ -117,6 +117,22 @@ def test_it_agrees_with_create_on_fifty_images(name: str) -> None:
 
 
 @needs_opencv_5
+@pytest.mark.parametrize("name", native.CONTRACTS)
+def test_the_default_size_loads_and_agrees(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenCV's engine lacks operations that the exporter folds away in small images only."""
+    pytest.importorskip("torch", reason="the export extra is not installed")
+    monkeypatch.setenv("D2FEAT_CACHE", str(tmp_path))
+    feature = d2feat.create_native(nfeatures=512, contract=name, model="d2net-lite")
+    share, cosine = agreement(
+        feature, create(512, model="d2net-lite"), *pictures(1, (640, 480)), TOLERANCE[name]
+    )
+    assert share >= 0.98
+    assert cosine > 0.999
+
+
+@needs_opencv_5
 def test_it_is_a_real_feature2d(feature: Any, pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert isinstance(feature, (cv2.ALIKED, cv2.DISK))
     assert feature.defaultNorm() == cv2.NORM_L2
