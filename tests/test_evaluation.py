@@ -47,7 +47,8 @@ def test_project_divides_by_depth() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_project_refuses_what_is_at_or_beyond_the_horizon(sign: int) -> None:
     H = sign * np.array([[1.0, 0, 0], [0, 1, 0], [-0.1, 0, 1]])
-    mapped = metrics.project([(0, 1), (10, 1), (20, 1)], H)
+    points = [(0, 1), (10, 1), (20, 1)]
+    mapped = metrics.project(points, metrics.facing(H, points, []))
     np.testing.assert_allclose(mapped[0], (0, 1))
     assert np.isnan(mapped[1:]).all()
 
@@ -61,6 +62,26 @@ def test_match_errors_are_measured_in_image_2() -> None:
 def test_match_errors_of_points_beyond_the_horizon_are_infinite() -> None:
     H = np.array([[1.0, 0, 0], [0, 1, 0], [-0.1, 0, 1]])
     assert metrics.match_errors([(20, 1)], [(20, 1)], indices((0, 0)), H).tolist() == [np.inf]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pixel_0_0_may_lie_beyond_the_horizon(sign: int) -> None:
+    """A road seen from above and, from y = 50 down, by a camera: (0, 0) of either is not in the other."""
+    back = (
+        sign
+        * np.array([[1.0, 0, 0], [0, 1, -30], [0, 0, 1]])
+        @ [[100, 150, -22500], [0, 0, 9000], [0, 1, -50]]
+    )
+    H = np.linalg.inv(back)
+    size, truth2 = (300, 200), np.random.default_rng(0).uniform((100, 92), (200, 190), (50, 2))
+    truth1 = np.array([cv2.perspectiveTransform(truth2[None], back)[0]]).reshape(-1, 2)
+    matches = np.repeat(np.arange(50)[:, None], 2, axis=1)
+    for one, two, forth in ((truth1, truth2, H), (truth2, truth1, back)):
+        np.testing.assert_allclose(metrics.match_errors(one, two, matches, forth), 0, atol=1e-6)
+        assert metrics.repeatability(one, two, forth, size, size) == 1
+        assert metrics.matching_score(one, two, matches, forth, size, size) == 1
+        assert metrics.corner_error(forth / forth[2, 2], forth, size) == pytest.approx(0, abs=1e-6)
+        assert metrics.corner_error(forth @ MOVE, forth, size) > 5
 
 
 def test_matching_accuracy_counts_its_threshold_in() -> None:
@@ -126,7 +147,8 @@ def test_corner_error_of_a_zoom_is_the_mean_over_the_corner_pixels() -> None:
 
 def test_corner_error_of_no_homography_is_infinite() -> None:
     assert metrics.corner_error(None, EYE, SIZE) == np.inf
-    assert metrics.corner_error([[1, 0, 0], [0, 1, 0], [-1 / 99, 0, 1]], EYE, SIZE) == np.inf
+    for tilt in (-1 / 99, -1 / 50):  # a corner at infinity, a corner beyond the horizon
+        assert metrics.corner_error([[1, 0, 0], [0, 1, 0], [tilt, 0, 1]], EYE, SIZE) == np.inf
 
 
 def test_homography_accuracy() -> None:
