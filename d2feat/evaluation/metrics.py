@@ -47,7 +47,7 @@ def facing(H: npt.ArrayLike, points1: npt.ArrayLike, points2: npt.ArrayLike) -> 
     matrix = np.asarray(H, np.float64)
     depths = _mapped(points1, matrix)[1], _mapped(points2, np.linalg.inv(matrix))[1]
     votes = sum(float(np.sign(depth).sum()) for depth in depths)
-    return matrix * np.sign(votes or matrix[2, 2] or 1.0)
+    return np.asarray(matrix * np.sign(votes or matrix[2, 2] or 1.0))
 
 
 def match_errors(
@@ -122,11 +122,15 @@ def repeatability(
 
     Found again are pairs of keypoints that are each other's nearest in image 2 and within the threshold, so
     no keypoint counts twice; their number is divided by the smaller number of keypoints in the common area
-    (Mikolajczyk et al. 2005, with distance in place of overlap, as SuperPoint does). 0 without any.
+    (Mikolajczyk et al. 2005, with distance in place of overlap, as SuperPoint does). 0 without any. Keypoints
+    of one place, as SIFT has them for several orientations, are one.
     """
+    points1, points2 = (
+        np.unique(np.asarray(points, np.float64).reshape(-1, 2), axis=0) for points in (points1, points2)
+    )
     common1, common2 = in_common(points1, points2, H, size1, size2)
     here = project(points1, facing(H, points1, points2))[common1]
-    there = np.asarray(points2, np.float64).reshape(-1, 2)[common2]
+    there = points2[common2]
     if len(here) == 0 or len(there) == 0:
         return 0.0
     nearest, distance, reverse = _nearest(here, there)
