@@ -115,6 +115,12 @@ def test_repeatability_counts_no_keypoint_twice() -> None:
     assert metrics.repeatability(points1, [(31, 20), (30, 70)], MOVE, SIZE, SIZE) == 1 / 2
 
 
+def test_keypoints_of_one_place_count_once() -> None:
+    points = [(20, 20), (20, 20), (40, 30)]
+    assert metrics.repeatability(points, points, EYE, SIZE, SIZE) == 1
+    assert metrics.repeatability(points, [(20, 20), (60, 60), (60, 60)], EYE, SIZE, SIZE) == 1 / 2
+
+
 def test_repeatability_ignores_what_is_not_in_common() -> None:
     assert metrics.repeatability([(20, 20), (95, 20)], [(30, 20), (5, 20)], MOVE, SIZE, SIZE) == 1
     assert metrics.repeatability([(95, 20)], [(5, 20)], MOVE, SIZE, SIZE) == 0
@@ -361,6 +367,11 @@ def test_groups_are_by_name(folder: Path) -> None:
     assert result.light is None
     assert result.viewpoint == result.overall
     assert list(result.sequences) == ["v_two"]
+
+
+def test_what_is_named_twice_counts_once(folder: Path) -> None:
+    assert [sequence.name for sequence in read_sequences(folder, ["v_two", "v_two"])] == ["v_two"]
+    assert [method.name for method in open_methods(["SIFT", "sift", "orb"], 9)[0]] == ["sift", "orb"]
 
 
 def test_images_are_extracted_once(folder: Path) -> None:
