@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -599,8 +600,20 @@ def test_a_stopped_run_ends_like_an_unbroken_one(photos: Photos, tmp_path: Path)
         Trainer(photos, TINY.override(batch=3), tmp_path / "broken", net=tiny_net())
     with pytest.raises(TrainingError, match="a run of other photographs"):
         Trainer(photos.split(1)[0], TINY, tmp_path / "broken", net=tiny_net())
+    with pytest.raises(TrainingError, match="a run of other photographs"):
+        Trainer(Photos(photos.canvases.flip(0), photos.sizes), TINY, tmp_path / "broken", net=tiny_net())
     with pytest.raises(TrainingError, match="a run of other initial weights"):
         Trainer(photos, TINY, tmp_path / "broken", init=tmp_path / "whole" / f"{TINY.name}.pth")
+
+
+def test_a_run_that_kept_numbers_alone_goes_on(photos: Photos, tmp_path: Path) -> None:
+    Trainer(photos, TINY, tmp_path, net=tiny_net()).save()
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    for number in (len(photos), 5):
+        state["source"] |= {"photographs": number, "scenes": 0}
+        torch.save(state, tmp_path / STATE)
+        with nullcontext() if number == len(photos) else pytest.raises(TrainingError, match="photographs"):
+            Trainer(photos, TINY, tmp_path, net=tiny_net())
 
 
 def test_training_lowers_the_loss_and_starts_from_a_checkpoint(photos: Photos, tmp_path: Path) -> None:

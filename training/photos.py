@@ -1,5 +1,6 @@
 """Photographs, from folders or tar shards, as one uint8 tensor that lives on the training device."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,13 @@ class Photos:
 
     def __len__(self) -> int:
         return int(self.canvases.shape[0])
+
+    def digest(self) -> str:
+        """SHA-256 of the photographs and their sizes."""
+        content = hashlib.sha256(self.sizes.cpu().numpy().tobytes())
+        for canvas in self.canvases:
+            content.update(canvas.cpu().numpy().tobytes())
+        return content.hexdigest()
 
     def split(self, held_out: int) -> tuple["Photos", "Photos"]:
         """All but the last `held_out` photographs, and those; an eighth of a small collection at most."""
