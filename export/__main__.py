@@ -107,7 +107,7 @@ def verify(model: Annotated[Path, typer.Argument(help="model file that this pack
 def _errors_said() -> Iterator[None]:
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         stderr = Console(stderr=True, highlight=False)
         stderr.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
@@ -129,6 +129,7 @@ def export_checkpoint(
 
     Raises:
         FileNotFoundError, CheckpointError: there is no D2-Net checkpoint at `weights`.
+        FileNotFoundError, ValueError: there are no photographs at `int8`, or a damaged tar file.
     """
     checkpoint = read_checkpoint(weights)
     if name is not None:

@@ -465,8 +465,14 @@ def test_photographs_come_from_folders_and_shards(tmp_path: Path) -> None:
     assert from_shard[0].load(6).shape == (68, 90, 3)
     (tmp_path / "shard.tar").rename(tmp_path / "SHARD.TAR")
     assert make_sequences(tmp_path / "SHARD.TAR", 1)[0].load(6).shape == (68, 90, 3)
-    (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(d2feat.InputError, match=r"a\.png"):
+    (tmp_path / "._a.png").write_bytes(b"what macOS knows of a.png")
+    assert len(make_sequences(tmp_path, 9)) == 3
+    for broken in (b"no image", b""):
+        (tmp_path / "a.png").write_bytes(broken)
+        with pytest.raises(d2feat.InputError, match=r"a\.png"):
+            make_sequences(tmp_path, 9)
+    (tmp_path / "SHARD.TAR").write_bytes(b"no shard")
+    with pytest.raises(d2feat.InputError, match=r"SHARD\.TAR is not a tar file"):
         make_sequences(tmp_path, 9)
     with pytest.raises(d2feat.InputError, match="nowhere"):
         make_sequences(tmp_path / "nowhere")

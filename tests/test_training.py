@@ -115,6 +115,25 @@ def test_photographs_come_from_folders_and_shards_in_order_lying(tmp_path: Path)
         read_photos(tmp_path / "nowhere")
 
 
+def test_files_that_are_no_photographs_are_skipped_and_no_shards_are_named(tmp_path: Path) -> None:
+    (tmp_path / "zero.png").touch()
+    with pytest.raises(FileNotFoundError, match="no readable photograph"):
+        read_photos(tmp_path)
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((80, 90, 3), 5, np.uint8))
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "._a.png").write_bytes(content)
+    assert len(read_photos(tmp_path)) == 1
+    assert len(read_photos(tmp_path / "a.png")) == 1
+    with tarfile.open(tmp_path / "cut.tar", "w") as shard:
+        for name in ("a.png", "._a.png"):
+            shard.add(tmp_path / name, f"x/{name}")
+    assert len(read_photos(tmp_path / "cut.tar")) == 1
+    for broken in ((tmp_path / "cut.tar").read_bytes()[: 512 + len(content) // 2], b"nothing", b""):
+        (tmp_path / "cut.tar").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"cut\.tar is not a tar file"):
+            read_photos(tmp_path)
+
+
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path

@@ -51,15 +51,16 @@ class Photos:
 
 
 def read_photos(source: Path, *, limit: int = 0, canvas: tuple[int, int] = CANVAS) -> Photos:
-    """Read every photograph under `source`: a folder of images and tar shards, or one tar shard.
+    """Read every photograph under `source`: a folder of images and tar shards, one tar shard, or one image.
 
     Args:
-        source: folder (searched recursively, in the order of names) or tar file.
+        source: folder (searched recursively, in the order of names) or file.
         limit: read no more than this many, 0 for all.
         canvas: (height, width) they are fitted to.
 
     Raises:
-        FileNotFoundError: `source` does not exist, or holds no photograph that OpenCV can read.
+        FileNotFoundError: `source` does not exist, or holds no photograph of 64 px that OpenCV can read.
+        ValueError: a shard is no tar file, or is damaged.
     """
     fitted = []
     for image in read_photographs(source):
@@ -68,7 +69,7 @@ def read_photos(source: Path, *, limit: int = 0, canvas: tuple[int, int] = CANVA
         if limit and len(fitted) == limit:
             break
     if not fitted:
-        raise FileNotFoundError(f"no readable photograph under {source}")
+        raise FileNotFoundError(f"no photograph under {source} has 64 px on each side")
     return stack(fitted, canvas)
 
 
