@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import typer
 from skimage import data
 from torch import Generator, Tensor
 
@@ -24,6 +25,7 @@ from export.checkpoint import read_checkpoint
 from export.trunk import D2Net
 from training import labels
 from training import objectives as o
+from training.__main__ import _changes, main
 from training.config import Config, Geometry, Light, Weights, config_from_dict
 from training.judge import judge, mutual_nearest, reprojection_errors
 from training.loss import adapted_scores, losses, run_fine_head, total
@@ -572,6 +574,42 @@ def test_configurations_survive_a_checkpoint_and_refuse_nonsense() -> None:
             Config().override(**wrong)
     with pytest.raises(ValueError, match="train='fine'"):
         Config(train="fine")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("train=fin", "train is all or fine"),
+        *((f"name={name}", "name must be") for name in ("state", "Start", "a/b", "")),
+        ("weights.match.foo=1", "no value 'weights.match.foo'"),
+        ("seed.x=1", "no value 'seed.x'"),
+        ('widths=[1,2,"x",4]', "widths must be a number"),
+        ("widths=[1,2,0,4]", "widths are four"),
+        *((f"geometry.coarsest={pair}", "geometry.coarsest is two") for pair in ("[1]", "[2,1]", "[0,1]")),
+        *((f"{name}=0", f"{name} must be a number") for name in ("positions", "batch", "geometry.zoom")),
+        *((f"minutes={value}", "minutes must be") for value in ("NaN", "Infinity", "-1.0")),
+        (f"seed=1{'0' * 400}", "seed must be"),
+    ],
+)
+def test_values_that_nobody_can_train_with_are_refused(assignment: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Config().override(**_changes([assignment]))
+
+
+def test_the_command_refuses_a_device_and_a_folder_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    asked = [("nonsense", tmp_path / "run", "--device nonsense cannot"), ("cpu", file, "--out is a folder")]
+    if not torch.cuda.is_available():
+        asked.append(("cuda", tmp_path / "run", "--device cuda cannot"))
+    for device, out, said in asked:
+        with pytest.raises(typer.Exit):
+            main(tmp_path / "nowhere", out, device=device)
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert printed.count("\n") == 1
 
 
 def test_the_schedule_warms_up_and_anneals() -> None:
