@@ -80,8 +80,8 @@ def _members(path: Path) -> Iterator[bytes]:
                 content = shard.extractfile(member) if _is_image(Path(member.name)) else None
                 if content is not None:
                     yield content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is not a tar file that can be read: {error}") from None
+    except (tarfile.TarError, EOFError):
+        raise ValueError(f"{path} is not a tar file, or is damaged: replace it or take it away") from None
 
 
 def _is_image(path: Path) -> bool:

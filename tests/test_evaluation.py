@@ -472,7 +472,7 @@ def test_photographs_come_from_folders_and_shards(tmp_path: Path) -> None:
         with pytest.raises(d2feat.InputError, match=r"a\.png"):
             make_sequences(tmp_path, 9)
     (tmp_path / "SHARD.TAR").write_bytes(b"no shard")
-    with pytest.raises(d2feat.InputError, match=r"SHARD\.TAR is not a tar file"):
+    with pytest.raises(d2feat.InputError, match=r"SHARD\.TAR is not a tar file, or is damaged"):
         make_sequences(tmp_path, 9)
     with pytest.raises(d2feat.InputError, match="nowhere"):
         make_sequences(tmp_path / "nowhere")

@@ -199,8 +199,10 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path) as shard:
             yield shard
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a tar file that can be read: {error}") from None
+    except (tarfile.TarError, EOFError):
+        raise InputError(f"{path} is not a tar file, or is damaged: replace it or take it away") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def _read_skimage(name: str) -> Image:
