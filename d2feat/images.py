@@ -37,17 +37,21 @@ def decode_file(path: Path, flags: int) -> Image:
         InputError: it is missing, or not an image.
     """
     try:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
+        image = decode(path.read_bytes(), flags)
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, not an image file") from None
     except FileNotFoundError:
         raise InputError(f"no image file at {path}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    image = cv2.imdecode(content, flags) if len(content) else None
     if image is None:
         raise InputError(f"{path} is not an image that OpenCV can read")
-    return image  # type: ignore[return-value]
+    return image
+
+
+def decode(content: bytes, flags: int) -> Image | None:
+    """The image that a file of such content holds; None if OpenCV cannot read it."""
+    return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None  # type: ignore[return-value]
 
 
 def cv2_path(path: str | os.PathLike[str]) -> str:

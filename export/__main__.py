@@ -109,7 +109,7 @@ def verify(model: Annotated[Path, typer.Argument(help="model file that this pack
 def _errors_said() -> Iterator[None]:
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         stderr = Console(stderr=True, highlight=False)
         stderr.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
@@ -131,6 +131,7 @@ def export_checkpoint(
 
     Raises:
         FileNotFoundError, CheckpointError: there is no D2-Net checkpoint at `weights`.
+        FileNotFoundError, ValueError: there are no photographs at `int8`, or a damaged tar file.
     """
     checkpoint = _named(weights, name, version)
     calibration = None if int8 is None else itertools.islice(read_photographs(int8), CALIBRATION)

@@ -36,34 +36,54 @@ def read_photographs(source: Path) -> Iterator[NDArray[np.uint8]]:
     """Every readable photograph, H x W x 3 uint8 BGR, under `source`, in the order of names.
 
     Args:
-        source: folder of images and tar shards (searched recursively), or one tar shard.
+        source: folder of images and tar shards (searched recursively), one tar shard, or one image.
 
     Raises:
-        FileNotFoundError: `source` does not exist.
+        FileNotFoundError: `source` does not exist, or holds no photograph that OpenCV can read.
+        ValueError: a shard is no tar file, or is damaged.
     """
     if not source.exists():
         raise FileNotFoundError(f"no photographs at {source}")
-    files = _encoded(source)
+    files, found = _encoded(source), False
     with ThreadPoolExecutor() as pool:
         while encoded := list(islice(files, TOGETHER)):
-            yield from (image for image in pool.map(_decoded, encoded) if image is not None)
+            for image in pool.map(_decoded, encoded):
+                if image is not None:
+                    found = True
+                    yield image
+    if not found:
+        raise FileNotFoundError(f"no readable photograph under {source}")
 
 
 def _decoded(encoded: bytes) -> NDArray[np.uint8] | None:
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # nothing in it, or more pixels than OpenCV takes
+        return None
     return None if image is None else image.astype(np.uint8, copy=False)
 
 
 def _encoded(source: Path) -> Iterator[bytes]:
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() == ".tar":
-                yield from _encoded(path)
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
-                yield path.read_bytes()
-        return
-    with tarfile.open(source) as shard:
-        for member in shard:
-            content = shard.extractfile(member) if Path(member.name).suffix.lower() in SUFFIXES else None
-            if content is not None:
-                yield content.read()
+    for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+        if not path.is_file():
+            continue
+        if _is_image(path):
+            yield path.read_bytes()
+        elif path.suffix.lower() == ".tar" or path == source:
+            yield from _members(path)
+
+
+def _members(path: Path) -> Iterator[bytes]:
+    try:
+        with tarfile.open(path) as shard:
+            for member in shard:
+                content = shard.extractfile(member) if _is_image(Path(member.name)) else None
+                if content is not None:
+                    yield content.read()
+    except (tarfile.TarError, EOFError):
+        raise ValueError(f"{path} is not a tar file, or is damaged: replace it or take it away") from None
+
+
+def _is_image(path: Path) -> bool:
+    # macOS writes what it knows of a.jpg to ._a.jpg.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")

@@ -47,7 +47,8 @@ def test_project_divides_by_depth() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_project_refuses_what_is_at_or_beyond_the_horizon(sign: int) -> None:
     H = sign * np.array([[1.0, 0, 0], [0, 1, 0], [-0.1, 0, 1]])
-    mapped = metrics.project([(0, 1), (10, 1), (20, 1)], H)
+    points = [(0, 1), (10, 1), (20, 1)]
+    mapped = metrics.project(points, metrics.facing(H, points, []))
     np.testing.assert_allclose(mapped[0], (0, 1))
     assert np.isnan(mapped[1:]).all()
 
@@ -61,6 +62,26 @@ def test_match_errors_are_measured_in_image_2() -> None:
 def test_match_errors_of_points_beyond_the_horizon_are_infinite() -> None:
     H = np.array([[1.0, 0, 0], [0, 1, 0], [-0.1, 0, 1]])
     assert metrics.match_errors([(20, 1)], [(20, 1)], indices((0, 0)), H).tolist() == [np.inf]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pixel_0_0_may_lie_beyond_the_horizon(sign: int) -> None:
+    """A road seen from above and, from y = 50 down, by a camera: (0, 0) of either is not in the other."""
+    back = (
+        sign
+        * np.array([[1.0, 0, 0], [0, 1, -30], [0, 0, 1]])
+        @ [[100, 150, -22500], [0, 0, 9000], [0, 1, -50]]
+    )
+    H = np.linalg.inv(back)
+    size, truth2 = (300, 200), np.random.default_rng(0).uniform((100, 92), (200, 190), (50, 2))
+    truth1 = np.array([cv2.perspectiveTransform(truth2[None], back)[0]]).reshape(-1, 2)
+    matches = np.repeat(np.arange(50)[:, None], 2, axis=1)
+    for one, two, forth in ((truth1, truth2, H), (truth2, truth1, back)):
+        np.testing.assert_allclose(metrics.match_errors(one, two, matches, forth), 0, atol=1e-6)
+        assert metrics.repeatability(one, two, forth, size, size) == 1
+        assert metrics.matching_score(one, two, matches, forth, size, size) == 1
+        assert metrics.corner_error(forth / forth[2, 2], forth, size) == pytest.approx(0, abs=1e-6)
+        assert metrics.corner_error(forth @ MOVE, forth, size) > 5
 
 
 def test_matching_accuracy_counts_its_threshold_in() -> None:
@@ -92,6 +113,12 @@ def test_repeatability_counts_no_keypoint_twice() -> None:
     # Three points crowd around the one of image 2: only one is repeated.
     points1 = [(20, 20), (21, 20), (22, 20), (60, 60)]
     assert metrics.repeatability(points1, [(31, 20), (30, 70)], MOVE, SIZE, SIZE) == 1 / 2
+
+
+def test_keypoints_of_one_place_count_once() -> None:
+    points = [(20, 20), (20, 20), (40, 30)]
+    assert metrics.repeatability(points, points, EYE, SIZE, SIZE) == 1
+    assert metrics.repeatability(points, [(20, 20), (60, 60), (60, 60)], EYE, SIZE, SIZE) == 1 / 2
 
 
 def test_repeatability_ignores_what_is_not_in_common() -> None:
@@ -126,7 +153,8 @@ def test_corner_error_of_a_zoom_is_the_mean_over_the_corner_pixels() -> None:
 
 def test_corner_error_of_no_homography_is_infinite() -> None:
     assert metrics.corner_error(None, EYE, SIZE) == np.inf
-    assert metrics.corner_error([[1, 0, 0], [0, 1, 0], [-1 / 99, 0, 1]], EYE, SIZE) == np.inf
+    for tilt in (-1 / 99, -1 / 50):  # a corner at infinity, a corner beyond the horizon
+        assert metrics.corner_error([[1, 0, 0], [0, 1, 0], [tilt, 0, 1]], EYE, SIZE) == np.inf
 
 
 def test_homography_accuracy() -> None:
@@ -341,6 +369,11 @@ def test_groups_are_by_name(folder: Path) -> None:
     assert list(result.sequences) == ["v_two"]
 
 
+def test_what_is_named_twice_counts_once(folder: Path) -> None:
+    assert [sequence.name for sequence in read_sequences(folder, ["v_two", "v_two"])] == ["v_two"]
+    assert [method.name for method in open_methods(["SIFT", "sift", "orb"], 9)[0]] == ["sift", "orb"]
+
+
 def test_images_are_extracted_once(folder: Path) -> None:
     calls: list[int] = []
     told: list[str] = []
@@ -432,8 +465,14 @@ def test_photographs_come_from_folders_and_shards(tmp_path: Path) -> None:
     assert from_shard[0].load(6).shape == (68, 90, 3)
     (tmp_path / "shard.tar").rename(tmp_path / "SHARD.TAR")
     assert make_sequences(tmp_path / "SHARD.TAR", 1)[0].load(6).shape == (68, 90, 3)
-    (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(d2feat.InputError, match=r"a\.png"):
+    (tmp_path / "._a.png").write_bytes(b"what macOS knows of a.png")
+    assert len(make_sequences(tmp_path, 9)) == 3
+    for broken in (b"no image", b""):
+        (tmp_path / "a.png").write_bytes(broken)
+        with pytest.raises(d2feat.InputError, match=r"a\.png"):
+            make_sequences(tmp_path, 9)
+    (tmp_path / "SHARD.TAR").write_bytes(b"no shard")
+    with pytest.raises(d2feat.InputError, match=r"SHARD\.TAR is not a tar file, or is damaged"):
         make_sequences(tmp_path, 9)
     with pytest.raises(d2feat.InputError, match="nowhere"):
         make_sequences(tmp_path / "nowhere")

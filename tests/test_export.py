@@ -299,6 +299,17 @@ def test_eight_bits_take_any_width(fine: int, stride: int, tmp_path: Path) -> No
         assert (found[0] * found[1]).sum(1).mean() > 0.9
 
 
+def test_eight_bits_need_photographs(tmp_path: Path) -> None:
+    torch.save({"model": D2Net((8, 8, 8, 16), descriptor_relu=True).state_dict()}, tmp_path / "narrow.pth")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(b"no photograph")
+    arguments = ["--weights", str(tmp_path / "narrow.pth"), "--out", str(tmp_path / "x.onnx"), "--int8"]
+    for photos in ("empty", "photo.jpg"):
+        result = CliRunner().invoke(app, [*arguments, str(tmp_path / photos)])
+        assert result.exit_code == 1, result.output
+        assert f"error: no readable photograph under {tmp_path / photos}" in result.output
+
+
 def test_comparison_notices_displaced_keypoints_and_descriptors() -> None:
     rng = np.random.default_rng(0)
     keypoints, scales = rng.uniform(0, 100, (50, 2)), np.ones(50)

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import typer
 from skimage import data
 from torch import Generator, Tensor
 
@@ -23,6 +25,7 @@ from export.checkpoint import read_checkpoint
 from export.trunk import D2Net
 from training import labels
 from training import objectives as o
+from training.__main__ import _changes, main
 from training.config import Config, Geometry, Light, Weights, config_from_dict
 from training.judge import judge, mutual_nearest, reprojection_errors
 from training.loss import adapted_scores, losses, run_fine_head, total
@@ -112,6 +115,25 @@ def test_photographs_come_from_folders_and_shards_in_order_lying(tmp_path: Path)
         read_photos(_folder(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_photos(tmp_path / "nowhere")
+
+
+def test_files_that_are_no_photographs_are_skipped_and_no_shards_are_named(tmp_path: Path) -> None:
+    (tmp_path / "zero.png").touch()
+    with pytest.raises(FileNotFoundError, match="no readable photograph"):
+        read_photos(tmp_path)
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((80, 90, 3), 5, np.uint8))
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "._a.png").write_bytes(content)
+    assert len(read_photos(tmp_path)) == 1
+    assert len(read_photos(tmp_path / "a.png")) == 1
+    with tarfile.open(tmp_path / "cut.tar", "w") as shard:
+        for name in ("a.png", "._a.png"):
+            shard.add(tmp_path / name, f"x/{name}")
+    assert len(read_photos(tmp_path / "cut.tar")) == 1
+    for broken in ((tmp_path / "cut.tar").read_bytes()[: 512 + len(content) // 2], b"nothing", b""):
+        (tmp_path / "cut.tar").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"cut\.tar is not a tar file, or is damaged"):
+            read_photos(tmp_path)
 
 
 def _folder(path: Path) -> Path:
@@ -554,6 +576,42 @@ def test_configurations_survive_a_checkpoint_and_refuse_nonsense() -> None:
         Config(train="fine")
 
 
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("train=fin", "train is all or fine"),
+        *((f"name={name}", "name must be") for name in ("state", "Start", "a/b", "")),
+        ("weights.match.foo=1", "no value 'weights.match.foo'"),
+        ("seed.x=1", "no value 'seed.x'"),
+        ('widths=[1,2,"x",4]', "widths must be a number"),
+        ("widths=[1,2,0,4]", "widths are four"),
+        *((f"geometry.coarsest={pair}", "geometry.coarsest is two") for pair in ("[1]", "[2,1]", "[0,1]")),
+        *((f"{name}=0", f"{name} must be a number") for name in ("positions", "batch", "geometry.zoom")),
+        *((f"minutes={value}", "minutes must be") for value in ("NaN", "Infinity", "-1.0")),
+        (f"seed=1{'0' * 400}", "seed must be"),
+    ],
+)
+def test_values_that_nobody_can_train_with_are_refused(assignment: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Config().override(**_changes([assignment]))
+
+
+def test_the_command_refuses_a_device_and_a_folder_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    asked = [("nonsense", tmp_path / "run", "--device nonsense cannot"), ("cpu", file, "--out is a folder")]
+    if not torch.cuda.is_available():
+        asked.append(("cuda", tmp_path / "run", "--device cuda cannot"))
+    for device, out, said in asked:
+        with pytest.raises(typer.Exit):
+            main(tmp_path / "nowhere", out, device=device)
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert printed.count("\n") == 1
+
+
 def test_the_schedule_warms_up_and_anneals() -> None:
     rates = [schedule(done / 100, 0.1) for done in range(101)]
     assert rates[0] < 0.02
@@ -599,8 +657,20 @@ def test_a_stopped_run_ends_like_an_unbroken_one(photos: Photos, tmp_path: Path)
         Trainer(photos, TINY.override(batch=3), tmp_path / "broken", net=tiny_net())
     with pytest.raises(TrainingError, match="a run of other photographs"):
         Trainer(photos.split(1)[0], TINY, tmp_path / "broken", net=tiny_net())
+    with pytest.raises(TrainingError, match="a run of other photographs"):
+        Trainer(Photos(photos.canvases.flip(0), photos.sizes), TINY, tmp_path / "broken", net=tiny_net())
     with pytest.raises(TrainingError, match="a run of other initial weights"):
         Trainer(photos, TINY, tmp_path / "broken", init=tmp_path / "whole" / f"{TINY.name}.pth")
+
+
+def test_a_run_that_kept_numbers_alone_goes_on(photos: Photos, tmp_path: Path) -> None:
+    Trainer(photos, TINY, tmp_path, net=tiny_net()).save()
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    for number in (len(photos), 5):
+        state["source"] |= {"photographs": number, "scenes": 0}
+        torch.save(state, tmp_path / STATE)
+        with nullcontext() if number == len(photos) else pytest.raises(TrainingError, match="photographs"):
+            Trainer(photos, TINY, tmp_path, net=tiny_net())
 
 
 def test_training_lowers_the_loss_and_starts_from_a_checkpoint(photos: Photos, tmp_path: Path) -> None:

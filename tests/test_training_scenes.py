@@ -226,6 +226,24 @@ def test_what_is_no_scene_is_refused(megadepth: Path, tmp_path: Path) -> None:
         draw(tmp_path)
 
 
+def test_tracks_of_points_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "scene_info").mkdir()
+    arrays = {
+        "image_paths": np.array(["0.png", "1.png"]),
+        "intrinsics": np.stack([CAMERA] * 2),
+        "poses": np.stack(POSES[:2]),
+        "overlap_matrix": np.ones((2, 2)),
+        "points3D": np.zeros((3, 3)),
+    }
+    for number in (2, 3, -1):
+        np.savez(tmp_path / "scene_info" / "a.npz", **arrays, tracks=np.array([[1.0, number, 5, 5]]))
+        if number == 2:
+            s.read_scenes(tmp_path)
+            continue
+        with pytest.raises(s.SceneError, match="its tracks name points"):
+            s.read_scenes(tmp_path)
+
+
 class Harmful:
     def __reduce__(self) -> tuple[object, ...]:
         return (os.mkdir, ("harm",))
@@ -368,8 +386,12 @@ def test_a_stopped_run_with_scenes_ends_like_an_unbroken_one(
     assert any(
         not torch.equal(weights_of(tmp_path / "without" / "d2net.pth")[k], v) for k, v in whole.items()
     )
-    with pytest.raises(TrainingError, match="a run of other scenes"):
-        Trainer(photos, config, tmp_path / "whole", net=tiny_net())
+    (tmp_path / "other" / "scene_info").mkdir(parents=True)
+    with np.load(megadepth / "scene_info" / "0000.0.npz", allow_pickle=True) as content:
+        np.savez(tmp_path / "other" / "scene_info" / "0000.0.npz", **{**content, "pairs": np.zeros(1)})
+    for other in ([], s.read_scenes(tmp_path / "other")):
+        with pytest.raises(TrainingError, match="a run of other scenes"):
+            Trainer(photos, config, tmp_path / "whole", scenes=other, net=tiny_net())
 
 
 SHARED = Path(os.environ.get("D2FEAT_SHARED", ROOT.parent / "shared")) / "data" / "multiview"

@@ -42,11 +42,14 @@ def main(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         config = Config().override(**{"minutes": minutes, "steps": steps, **_changes(set_ or [])})
+        _try(device)
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out is a folder; there is a file {out}")
         collection = read_photos(photos, limit=limit)
         places = read_scenes(scenes) if scenes else []
         run = trainer.Trainer(collection, config, out, scenes=places, init=init, device=device)
-    except (ValueError, FileNotFoundError, CheckpointError, trainer.TrainingError) as error:
-        console.print(f"[red]{error}", highlight=False)
+    except (ValueError, OSError, CheckpointError, trainer.TrainingError) as error:
+        console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
     console.print(
         f"{len(run.photos)} photographs, {len(run.held_out)} held out, {len(places)} scenes, on {device}; "
@@ -68,9 +71,17 @@ def main(
         try:
             path = run.run(show)
         except (trainer.TrainingError, SceneError) as error:
-            console.print(f"[red]{error}", highlight=False)
+            console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
     console.print(f"wrote {path}")
+
+
+def _try(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {device} cannot be had here: {reason}") from None
 
 
 def _changes(assignments: list[str]) -> dict[str, Any]:

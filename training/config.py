@@ -1,7 +1,19 @@
 """All choices of a training run in one dataclass, which is stored in every checkpoint."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+LEAST: Final = {
+    **dict.fromkeys(("steps", "seed"), -1e12),
+    **dict.fromkeys(("batch", "window", "repeatability_window", "adaptations"), 1),
+    **dict.fromkeys(("geometry.zoom", "geometry.stretch", "geometry.oversample", "light.gamma"), 1),
+    "positions": 2,
+}
+"""Of the numbers that are not just 0 or more."""
+
+MOST: Final = 1e12
+"""Of any number; so that a step's seed, too, is one of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +160,24 @@ class Config:
     light: Light = field(default_factory=Light)
 
     def __post_init__(self) -> None:
+        if self.train not in ("all", "fine"):
+            raise ValueError(f"train is all or fine, not {self.train!r}")
+        if not self.name or set(self.name) & set("/\\\0") or self.name.lower() in ("start", "state"):
+            raise ValueError(
+                f"name must be a file's, other than the run's start and state, not {self.name!r}"
+            )
+        for path, value in _numbers(self.as_dict()):
+            least = LEAST.get(path, 0)
+            # NaN compares false.
+            if isinstance(value, str) or not least <= value <= MOST:
+                raise ValueError(f"{path} must be a number from {least:g} to {MOST:g}, not {value!r}")
         if self.train == "fine" and (self.weights.match or self.weights.triplet):
             raise ValueError("match and triplet need descriptors: set them to 0 with train='fine'")
-        if len(self.widths) not in (0, 4):
-            raise ValueError(f"widths are those of four blocks, not {self.widths}")
+        if len(self.widths) not in (0, 4) or any(type(w) is not int or w < 1 for w in self.widths):
+            raise ValueError(f"widths are four whole numbers, one a block, not {self.widths}")
+        coarsest = self.geometry.coarsest
+        if len(coarsest) != 2 or not 0 < coarsest[0] <= coarsest[1]:
+            raise ValueError(f"geometry.coarsest is two numbers, the smaller first, not {coarsest}")
         if self.fine_stride not in (0, 1, 2):
             raise ValueError(f"fine_stride is 1 or 2, or 0 for that of the network, not {self.fine_stride}")
         if self.size % 16 or self.size < 64:
@@ -178,7 +204,8 @@ class Config:
             *sections, name = path.split("__")
             place = values
             for section in sections:
-                place = place.get(section, {})
+                inner = place.get(section)
+                place = inner if isinstance(inner, dict) else {}
             if name not in place or isinstance(place[name], dict):
                 raise ValueError(f"the configuration has no value {path.replace('__', '.')!r}")
             if isinstance(value, list):
@@ -207,3 +234,14 @@ def config_from_dict(values: dict[str, Any]) -> Config:
         geometry=Geometry(**geometry),
         light=Light(**values.get("light", {})),
     )
+
+
+def _numbers(values: dict[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of all that should be a number in a nested dict; elements one by one."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{section}{name}.")
+        elif isinstance(value, tuple):
+            yield from ((section + name, element) for element in value)
+        elif not isinstance(value, str):
+            yield section + name, value

@@ -1,5 +1,6 @@
 """Photographs, from folders or tar shards, as one uint8 tensor that lives on the training device."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,13 @@ class Photos:
     def __len__(self) -> int:
         return int(self.canvases.shape[0])
 
+    def digest(self) -> str:
+        """SHA-256 of the photographs and their sizes."""
+        content = hashlib.sha256(self.sizes.cpu().numpy().tobytes())
+        for canvas in self.canvases:
+            content.update(canvas.cpu().numpy().tobytes())
+        return content.hexdigest()
+
     def split(self, held_out: int) -> tuple["Photos", "Photos"]:
         """All but the last `held_out` photographs, and those; an eighth of a small collection at most."""
         held_out = min(held_out, len(self) // 8)
@@ -43,15 +51,16 @@ class Photos:
 
 
 def read_photos(source: Path, *, limit: int = 0, canvas: tuple[int, int] = CANVAS) -> Photos:
-    """Read every photograph under `source`: a folder of images and tar shards, or one tar shard.
+    """Read every photograph under `source`: a folder of images and tar shards, one tar shard, or one image.
 
     Args:
-        source: folder (searched recursively, in the order of names) or tar file.
+        source: folder (searched recursively, in the order of names) or file.
         limit: read no more than this many, 0 for all.
         canvas: (height, width) they are fitted to.
 
     Raises:
-        FileNotFoundError: `source` does not exist, or holds no photograph that OpenCV can read.
+        FileNotFoundError: `source` does not exist, or holds no photograph of 64 px that OpenCV can read.
+        ValueError: a shard is no tar file, or is damaged.
     """
     fitted = []
     for image in read_photographs(source):
@@ -60,7 +69,7 @@ def read_photos(source: Path, *, limit: int = 0, canvas: tuple[int, int] = CANVA
         if limit and len(fitted) == limit:
             break
     if not fitted:
-        raise FileNotFoundError(f"no readable photograph under {source}")
+        raise FileNotFoundError(f"no photograph under {source} has 64 px on each side")
     return stack(fitted, canvas)
 
 

@@ -5,6 +5,7 @@ MegaDepth (Dusmanu et al. 2019, section 4.2), with a depth map of every photogra
 verified tracks instead.
 """
 
+import hashlib
 import pickle
 import zipfile
 from functools import lru_cache
@@ -34,6 +35,7 @@ class Scene(NamedTuple):
         intrinsics: N x 3 x 3. poses: N x 4 x 4, world to camera. pairs: P x 2, indices of photographs.
         tracks: for every photograph, the numbers of points it sees, and their places, M x 2; or empty.
         points: Q x 3, in the world.
+        digest: SHA-256 of its file.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Scene(NamedTuple):
     pairs: NDArray[np.int64]
     tracks: list[tuple[NDArray[np.int64], Tensor]]
     points: Tensor
+    digest: str
 
 
 def read_scenes(folder: Path) -> list[Scene]:
@@ -72,7 +75,9 @@ def _read_scene(file: Path, folder: Path) -> Scene:
         overlap = arrays["overlap_matrix"]
         points = torch.from_numpy(arrays["points3D"]) if not depths else torch.zeros(0, 3)
         table = arrays["tracks"] if not depths else np.zeros((0, 4))
-    except (KeyError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as error:
+        if not np.isin(table[:, 1], np.arange(len(points))).all():
+            raise ValueError(f"its tracks name points that are not among its {len(points)}")
+    except (KeyError, IndexError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError) as error:
         raise SceneError(f"{file} is not a scene: {error}") from error
     # COLMAP's first pixel has its centre at 0.5.
     intrinsics[:, :2, 2] -= 0.5
@@ -80,7 +85,8 @@ def _read_scene(file: Path, folder: Path) -> Scene:
     pairs = np.argwhere(np.triu(overlap >= LEAST_OVERLAP, 1) & np.outer(usable, usable))
     rows = [table[table[:, 0] == i] for i in range(len(images))] if not depths else []
     tracks = [(row[:, 1].astype(np.int64), torch.from_numpy(row[:, 2:] - 0.5)) for row in rows]
-    return Scene(folder, images, depths, intrinsics, poses, pairs, tracks, points)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Scene(folder, images, depths, intrinsics, poses, pairs, tracks, points, digest)
 
 
 def _matrix(value: Any, size: int) -> Tensor:

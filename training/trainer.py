@@ -89,7 +89,11 @@ class Trainer:
         if net is None:
             net = _initial_network(init, config, photos)
         start = "" if init is None else hashlib.sha256(init.read_bytes()).hexdigest()
-        self._source = {"photographs": len(photos), "scenes": len(scenes), "initial weights": start}
+        self._source = {
+            "photographs": photos.digest(),
+            "scenes": " ".join(scene.digest for scene in scenes),
+            "initial weights": start,
+        }
         self.net = net.to(self.device, memory_format=torch.channels_last).train().requires_grad_(True)  # type: ignore[call-overload]
         if config.train == "fine":
             self.net.dense_feature_extraction.requires_grad_(False)
@@ -256,7 +260,9 @@ class Trainer:
         if theirs.override(**budget) != self.config:
             raise TrainingError(f"{path.parent} holds a run of another configuration: choose another folder")
         source = state.get("source", self._source)
-        other = [name for name, value in self._source.items() if source[name] != value]
+        # Once the numbers of photographs and scenes were all that was kept.
+        counts = {"photographs": len(self.photos) + len(self.held_out), "scenes": len(self.scenes)}
+        other = [key for key, value in self._source.items() if source[key] not in (value, counts.get(key))]
         if other:
             raise TrainingError(f"{path.parent} holds a run of other {other[0]}: choose another folder")
         self.net.load_state_dict(state["net"])

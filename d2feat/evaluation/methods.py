@@ -54,19 +54,18 @@ def open_methods(
     """
     methods: list[Method] = []
     skipped = {}
-    for name in dict.fromkeys(names):
-        classical = name.lower()
-        if classical not in _CV2:
+    for name in dict.fromkeys(name.lower() if name.lower() in _CV2 else name for name in names):
+        if name not in _CV2:
             label = Path(name).stem if name.endswith(".onnx") else name
             label += " single scale" if scales == (1.0,) else ""
             label += f" {rotations} rotations" if rotations > 1 else ""
             label = name if label in (method.name for method in methods) else label
             detector = create(nfeatures, scales=scales, model=name, rotations=rotations)
             methods.append(d2feat_method(detector, label))
-        elif classical == "akaze" and not hasattr(cv2, "AKAZE_create"):
+        elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):
             skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
         else:
-            methods.append(Method(classical, _CV2[classical](nfeatures)))
+            methods.append(Method(name, _CV2[name](nfeatures)))
     return methods, skipped
 
 

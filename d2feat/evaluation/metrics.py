@@ -32,21 +32,30 @@ _BLOCK_ELEMENTS: Final = 1 << 22
 
 
 def project(points: npt.ArrayLike, H: npt.ArrayLike) -> Floats:
-    """N x 2 points mapped by `H`; NaN where a point goes to infinity or behind the camera."""
-    values, matrix = np.asarray(points, np.float64).reshape(-1, 2), np.asarray(H, np.float64)
-    mapped = values @ matrix[:, :2].T + matrix[:, 2]
-    # A homography keeps the sign of the third coordinate for all that the camera saw.
-    depth = mapped[:, 2:] * np.sign(matrix[2, 2] or 1.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(depth > 0, mapped[:, :2] / mapped[:, 2:], np.nan))
+    """N x 2 points mapped by `H`; NaN where the third coordinate is not positive: not in front (`facing`)."""
+    mapped, depth = _mapped(points, H)
+    return np.where(depth[:, None] > 0, mapped, np.nan)
+
+
+def facing(H: npt.ArrayLike, points1: npt.ArrayLike, points2: npt.ArrayLike) -> Floats:
+    """`H` or its negative, so that what both cameras see has a positive third coordinate, there and back.
+
+    A homography keeps the sign of the third coordinate for all that both cameras see, but which sign that is
+    cannot be read off the matrix: any pixel, (0, 0) too, may lie beyond the horizon, and images may be
+    mirrored. So the keypoints of both images vote.
+    """
+    matrix = np.asarray(H, np.float64)
+    depths = _mapped(points1, matrix)[1], _mapped(points2, np.linalg.inv(matrix))[1]
+    votes = sum(float(np.sign(depth).sum()) for depth in depths)
+    return np.asarray(matrix * np.sign(votes or matrix[2, 2] or 1.0))
 
 
 def match_errors(
     points1: npt.ArrayLike, points2: npt.ArrayLike, matches: Indices, H: npt.ArrayLike
 ) -> Floats:
-    """M reprojection errors: from point 1 mapped by `H` to point 2; infinite where it cannot be mapped."""
+    """M reprojection errors: from point 1 mapped by `H` to point 2; infinite where it is not in front."""
     first, second = (np.asarray(points, np.float64).reshape(-1, 2) for points in (points1, points2))
-    difference = project(first[matches[:, 0]], H) - second[matches[:, 1]]
+    difference = project(first[matches[:, 0]], facing(H, first, second)) - second[matches[:, 1]]
     errors = np.hypot(*difference.T)
     return np.where(np.isnan(errors), np.inf, errors)
 
@@ -74,9 +83,10 @@ def in_common(
     points1: npt.ArrayLike, points2: npt.ArrayLike, H: npt.ArrayLike, size1: Size, size2: Size
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Which points of each image lie, mapped by the truth, within the other: N and M booleans."""
+    forth = facing(H, points1, points2)
     return (
-        _inside(project(points1, H), size2),
-        _inside(project(points2, np.linalg.inv(np.asarray(H, np.float64))), size1),
+        _inside(project(points1, forth), size2),
+        _inside(project(points2, np.linalg.inv(forth)), size1),
     )
 
 
@@ -112,11 +122,15 @@ def repeatability(
 
     Found again are pairs of keypoints that are each other's nearest in image 2 and within the threshold, so
     no keypoint counts twice; their number is divided by the smaller number of keypoints in the common area
-    (Mikolajczyk et al. 2005, with distance in place of overlap, as SuperPoint does). 0 without any.
+    (Mikolajczyk et al. 2005, with distance in place of overlap, as SuperPoint does). 0 without any. Keypoints
+    of one place, as SIFT has them for several orientations, are one.
     """
+    points1, points2 = (
+        np.unique(np.asarray(points, np.float64).reshape(-1, 2), axis=0) for points in (points1, points2)
+    )
     common1, common2 = in_common(points1, points2, H, size1, size2)
-    here = project(points1, H)[common1]
-    there = np.asarray(points2, np.float64).reshape(-1, 2)[common2]
+    here = project(points1, facing(H, points1, points2))[common1]
+    there = points2[common2]
     if len(here) == 0 or len(there) == 0:
         return 0.0
     nearest, distance, reverse = _nearest(here, there)
@@ -127,13 +141,18 @@ def repeatability(
 def corner_error(estimated: npt.ArrayLike | None, truth: npt.ArrayLike, size1: Size) -> float:
     """Mean distance, px, of the four corner pixels of image 1 mapped by both homographies (SuperPoint).
 
-    Infinite where no homography was found, or where it sends a corner to infinity.
+    Infinite where no homography was found, where either sends a corner to infinity, or where they disagree on
+    which corners lie on the same side of the horizon; on which side that is does not count.
     """
     if estimated is None:
         return float("inf")
     right, bottom = size1[0] - 1, size1[1] - 1
     corners = np.array([(0, 0), (right, 0), (right, bottom), (0, bottom)], np.float64)
-    error = np.hypot(*(project(corners, estimated) - project(corners, truth)).T).mean()
+    (one, depth), (two, true_depth) = _mapped(corners, estimated), _mapped(corners, truth)
+    if len(set(np.sign(depth * true_depth))) > 1:
+        return float("inf")
+    with np.errstate(invalid="ignore"):
+        error = np.hypot(*(one - two).T).mean()
     return float(error) if np.isfinite(error) else float("inf")
 
 
@@ -160,6 +179,14 @@ def area_under_curve(corner_errors: npt.ArrayLike, thresholds: Sequence[float] =
         y = np.append(share[:below], share[below - 1])
         areas.append(float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / threshold))
     return np.array(areas)
+
+
+def _mapped(points: npt.ArrayLike, H: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """N x 2 points mapped by `H`, on either side of the horizon, and their N third coordinates."""
+    values, matrix = np.asarray(points, np.float64).reshape(-1, 2), np.asarray(H, np.float64)
+    mapped = values @ matrix[:, :2].T + matrix[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return mapped[:, :2] / mapped[:, 2:], mapped[:, 2]
 
 
 def _inside(points: Floats, size: Size) -> npt.NDArray[np.bool_]:

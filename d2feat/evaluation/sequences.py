@@ -135,7 +135,7 @@ def read_sequences(folder: Path, only: Sequence[str] = ()) -> list[ImageSequence
     unknown = [name for name in only if name not in found]
     if unknown:
         raise InputError(f"no sequence {', '.join(unknown)} in {folder}; there are {', '.join(found)}")
-    return [_read_sequence(found[name]) for name in only or found]
+    return [_read_sequence(found[name]) for name in dict.fromkeys(only) or found]
 
 
 def evaluate(

@@ -12,6 +12,8 @@ alias, and the homography between two images is exact by construction.
 
 import re
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ import cv2
 import numpy as np
 
 from ..errors import D2FeatError, InputError
-from ..images import SUFFIXES, Image, as_image
+from ..images import SUFFIXES, Image, as_image, decode, read_image
 from .metrics import Floats, Size
 from .sequences import ImageSequence
 
@@ -56,7 +58,7 @@ def make_sequences(photos: str | Path, count: int = 20, seed: int = 0) -> list[I
         seed: of the choice and of all changes.
 
     Raises:
-        InputError: there is no such folder, or no photograph in it.
+        InputError: there is no such folder, or no photograph in it, or one of them cannot be read.
         D2FeatError: scikit-image is asked for and not installed.
     """
     available = _names(photos)
@@ -165,8 +167,10 @@ def _names(photos: str | Path) -> list[str]:
         raise InputError(f"no photographs at {source}")
     names = []
     for path in [source] if source.is_file() else sorted(source.rglob("*")):
+        if not path.is_file():
+            continue
         if path.suffix.lower() == ".tar":
-            with tarfile.open(path) as shard:
+            with _opened(path) as shard:
                 names += [f"{path}:{member}" for member in shard.getnames() if _is_image(member)]
         elif _is_image(path.name):
             names.append(str(path))
@@ -180,17 +184,25 @@ def _read(photos: str | Path, name: str) -> Image:
     if str(photos) == SKIMAGE:
         return _read_skimage(name)
     shard_name = re.match(r"(.*\.tar):", name, re.IGNORECASE | re.DOTALL)
-    if shard_name:
-        member = name[shard_name.end() :]
-        with tarfile.open(shard_name[1]) as shard:
-            content = shard.extractfile(member)
-            encoded = content.read() if content else b""
-    else:
-        encoded = Path(name).read_bytes()
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    if not shard_name:
+        return read_image(name)
+    with _opened(Path(shard_name[1])) as shard:
+        content = shard.extractfile(name[shard_name.end() :])
+        image = decode(content.read(), cv2.IMREAD_COLOR) if content else None
     if image is None:
-        raise InputError(f"OpenCV cannot read {name}")
-    return image.astype(np.uint8, copy=False)
+        raise InputError(f"{name} is not an image that OpenCV can read")
+    return image
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path) as shard:
+            yield shard
+    except (tarfile.TarError, EOFError):
+        raise InputError(f"{path} is not a tar file, or is damaged: replace it or take it away") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def _read_skimage(name: str) -> Image:
@@ -206,4 +218,5 @@ def _read_skimage(name: str) -> Image:
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
+    # macOS writes what it knows of a.jpg to ._a.jpg.
+    return Path(name).suffix.lower() in SUFFIXES and not Path(name).name.startswith("._")
