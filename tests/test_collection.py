@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,16 @@ from tests.test_cli import assert_one_line_error, invoke
 
 pytest.importorskip("h5py", reason="HDF5 files are written")
 
-from d2feat.collection.parts import DIGEST, digest, part_path, parts_folder, still_to_do, write_part
-from d2feat.hdf5 import image_names, open_hdf5, read_features, read_matches, replacing, write_features
+from d2feat.collection.parts import (
+    DIGEST,
+    digest,
+    join_parts,
+    part_path,
+    parts_folder,
+    still_to_do,
+    write_part,
+)
+from d2feat.hdf5 import image_names, open_hdf5, pack, read_features, read_matches, replacing, write_features
 from d2feat.pairs import match_features, match_pairs, read_pairs
 
 COMMAND = ["--model", "d2net", "--provider", "cpu", "--nfeatures", "100"]
@@ -124,7 +133,7 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None
     assert f"{len(done)} were done" in result.output
     assert not {part_path(parts, name) for name in written} & set(done)
     assert len(names_in(out)) == len(written) + len(done) == 17
-    assert not parts.exists()
+    assert not list(parts.glob("*.h5"))
 
 
 def test_a_kill_between_joining_and_removing_loses_nothing(folder: Path, tmp_path: Path) -> None:
@@ -138,6 +147,63 @@ def test_a_kill_between_joining_and_removing_loses_nothing(folder: Path, tmp_pat
     assert still_to_do(out, images, settings) == ["sub/c.webp"]
     assert invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND).exit_code == 0
     assert names_in(out) == ["a.png", "b.jpg"]
+
+
+def test_parts_of_another_run_of_the_same_output_stay(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.h5"
+    assert invoke("extract", folder / "a.png", "-o", out, *COMMAND).exit_code == 0
+    with open_hdf5(out) as file:
+        features, settings = read_features(file, "a.png"), file["a.png"].attrs["d2feat"]
+    # A run on other images was killed; one of its parts is half written.
+    theirs = parts_folder(out)
+    theirs.mkdir()
+    for name in GOOD[2:]:
+        write_part(theirs, name, features, settings, digest(folder / name))
+    (theirs / "x.h5.1.partial").write_bytes(b"")
+    os.utime(theirs / "x.h5.1.partial", (0, 0))
+    assert invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND).exit_code == 0
+    assert sorted(theirs.iterdir()) == sorted(part_path(theirs, name) for name in GOOD[2:])
+    assert still_to_do(out, {name: folder / name for name in GOOD}, settings) == []
+    assert join_parts(out, GOOD, []) == len(names_in(out)) == 5
+    assert not theirs.exists()
+    # The folder is made again for a run that is at work.
+    write_part(theirs, "b.jpg", features, settings, "")
+    assert part_path(theirs, "b.jpg").exists()
+
+
+def test_runs_of_the_same_output_join_one_after_the_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, started = tmp_path / "features.h5", threading.Event()
+    features = create(100).extract(picture(0))
+    for name in GOOD:
+        write_part(parts_folder(out), name, features, "", digest(folder / name))
+
+    def slowly(parts: Any, *rest: Any) -> None:
+        started.set()
+        time.sleep(0.5)
+        pack(parts, *rest)
+
+    monkeypatch.setattr("d2feat.collection.parts.pack", slowly)
+    first = threading.Thread(target=join_parts, args=(out, GOOD[:2], []))
+    first.start()
+    started.wait()
+    assert join_parts(out, GOOD[2:], []) == 5
+    first.join()
+    assert names_in(out) == GOOD
+
+
+def test_a_file_without_features_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "global.h5"
+    with replacing(out) as file:
+        file["a.png/global_descriptor"] = np.ones(8, np.float32)
+    before = out.read_bytes()
+    command = "extract", folder / "a.png", "-o", out, *COMMAND
+    assert_one_line_error(invoke(*command), "something else than features", "another -o")
+    assert out.read_bytes() == before
+    with replacing(out) as file:  # as hloc writes it
+        write_features(file, "a.png", create(10).extract(picture(0)))
+    assert_one_line_error(invoke(*command), "that d2feat extract did not make", "another -o")
 
 
 def picture(seed: int) -> np.ndarray:
