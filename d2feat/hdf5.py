@@ -70,9 +70,14 @@ def read_features(file: Any, name: str) -> Features:
     )
 
 
+def read_keypoints(file: Any, name: str) -> npt.NDArray[Any]:
+    """The positions alone of the features of the image `name`, N x 2; errors as of `read_features`."""
+    return _dataset(_group(file, name), "keypoints")
+
+
 def count_features(file: Any, name: str) -> int:
     """How many features the image `name` has; errors as of `read_features`."""
-    return len(_dataset(_group(file, name), "keypoints"))
+    return len(read_keypoints(file, name))
 
 
 def write_matches(

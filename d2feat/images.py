@@ -1,5 +1,6 @@
 """From what callers pass as image or mask to the arrays that the model takes."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +49,15 @@ def decode_file(path: Path, flags: int) -> Image:
     if image is None:
         raise InputError(f"{path} is not an image that OpenCV can read")
     return image  # type: ignore[return-value]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or "" where there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def cv2_path(path: str | os.PathLike[str]) -> str:

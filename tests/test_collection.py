@@ -24,7 +24,6 @@ pytest.importorskip("h5py", reason="HDF5 files are written")
 
 from d2feat.collection.parts import (
     DIGEST,
-    digest,
     join_parts,
     part_path,
     parts_folder,
@@ -32,6 +31,7 @@ from d2feat.collection.parts import (
     write_part,
 )
 from d2feat.hdf5 import image_names, open_hdf5, pack, read_features, read_matches, replacing, write_features
+from d2feat.images import digest
 from d2feat.pairs import match_features, match_pairs, read_pairs
 
 COMMAND = ["--model", "d2net", "--provider", "cpu", "--nfeatures", "100"]

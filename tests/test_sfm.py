@@ -257,6 +257,48 @@ def test_features_and_matches_of_others_are_taken(
     assert reconstruct(folder, tmp_path, other).figures == result.figures
 
 
+def keep_best(path: Path, count: int) -> None:
+    """Other features in a file of features: the best of each photo."""
+    with hdf5.open_hdf5(path, "r+") as file:
+        for name in hdf5.image_names(file):
+            hdf5.write_features(file, name, hdf5.read_features(file, name)[:count])
+
+
+def test_matches_of_other_features_are_an_error(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    for name in ("features.h5", "matches.h5"):
+        shutil.copy(built[0] / name, tmp_path)
+    keep_best(tmp_path / "features.h5", 100)
+    with pytest.raises(InputError, match=r"matches\.h5: the matches of .* are of other features"):
+        reconstruct(folder, tmp_path, method())
+    assert not (tmp_path / "database.db").exists()
+
+
+def test_what_was_made_of_replaced_features_is_refused(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    keep_best(out / "features.h5", 300)
+    described = (out / "global.h5").read_bytes()
+    with pytest.raises(InputError, match=r"used for matches\.h5, database\.db, sparse in .*; remove these"):
+        reconstruct(folder, out, method())
+    assert (out / "global.h5").read_bytes() == described
+    with pytest.raises(InputError, match=r"a\.png has 300 keypoints, 400 in the model"):
+        Map(out)
+    shutil.rmtree(out / "sparse")
+    (out / "database.db").unlink()
+    with pytest.raises(InputError, match=r"used for matches\.h5 in"):
+        reconstruct(folder, out, method())
+    (out / "matches.h5").unlink()
+    assert reconstruct(folder, out, method()).figures.registered == 5
+    with hdf5.open_hdf5(out / "matches.h5", "r+") as file:
+        del file["a.png/b.png/matching_scores0"]
+    with pytest.raises(InputError, match=r"matches\.h5 was replaced .* for database\.db, sparse"):
+        reconstruct(folder, out, method())
+
+
 def test_what_cannot_be_reconstructed_is_a_clear_error(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
         reconstruct(tmp_path / "none", tmp_path / "out", method())

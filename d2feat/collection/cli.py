@@ -16,13 +16,13 @@ from rich.text import Text
 from ..errors import InputError
 from ..feature2d import D2Feature
 from ..hdf5 import image_names, open_hdf5
-from ..images import is_utf8
+from ..images import digest, is_utf8
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
 from ..pairs import match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
-from .parts import digest, join_parts, parts_folder, still_to_do
+from .parts import join_parts, parts_folder, still_to_do
 
 
 class Engine(StrEnum):

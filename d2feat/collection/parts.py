@@ -1,8 +1,8 @@
 """What is done survives a kill: each image's features are a file of their own until all are joined.
 
 ``features.h5.parts/`` holds one HDF5 file an image, written whole or not at all. When all images of a run are
-done they are joined into ``features.h5``, which takes its place whole or not at all. Parts of other runs, killed
-or at work, stay; the folder goes with the last of them. Of two runs one waits while the other joins.
+done they are joined into ``features.h5``, which takes its place whole or not at all. Parts of other runs,
+killed or at work, stay; the folder goes with the last of them. Of two runs one waits while the other joins.
 
 With each image's features is the digest of its file. What is done is what has the digest that the file has
 now: other files under the same name are extracted anew, and so are images of releases that noted no digest.
@@ -19,6 +19,7 @@ from pathlib import Path
 from ..errors import D2FeatError, InputError
 from ..features import Features
 from ..hdf5 import image_names, open_hdf5, pack, replacing, write_features
+from ..images import digest
 
 SETTINGS = "d2feat"
 """Attribute of each image's group: how its features were made."""
@@ -38,15 +39,6 @@ def parts_folder(out: Path) -> Path:
 def part_path(folder: Path, name: str) -> Path:
     """The part of one image; names may hold what file names may not."""
     return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.h5"
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or "" where there is none that can be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def write_part(folder: Path, name: str, features: Features, settings: str, image: str) -> None:

@@ -1,6 +1,5 @@
 """Cameras of further photos against a reconstruction."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from .mapping import read_model
 from .methods import Method, model_name
 from .photos import cameras_of, read_photo
 from .retrieval import global_descriptor, nearest_photos
-from .stages import FEATURES, SETTINGS
+from .stages import FEATURES, read_settings
 
 NEAREST: Final = 20
 """Photos of the reconstruction that a query is matched with."""
@@ -64,12 +63,12 @@ class Map:
         if not (folder / MODEL).is_dir():
             raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
         self.folder = folder
-        made = folder / SETTINGS
-        self.settings = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
+        self.settings = read_settings(folder)
         self.model = read_model(folder / MODEL) if model is None else model
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
         self._features = hdf5.open_hdf5(folder / FEATURES)
+        self._check_features()
         self._words = np.load(folder / WORDS)
         with hdf5.open_hdf5(folder / GLOBAL) as file:
             self._global = np.stack([file[name]["global_descriptor"][()] for name in self.names])
@@ -80,6 +79,18 @@ class Map:
 
     def __exit__(self, *_: object) -> None:
         self._features.close()
+
+    def _check_features(self) -> None:
+        """Raise InputError if the features are not those of which the model was made."""
+        for name in self.names:
+            points, keypoints = self.images[name].points2D, hdf5.read_keypoints(self._features, name)
+            same = len(points) == len(keypoints)
+            if not same or (len(points) and not np.allclose(points[0].xy, keypoints[0] + 0.5, atol=1e-2)):
+                raise InputError(
+                    f"{self.folder / FEATURES} is not the file that the model in {self.folder} was made of: "
+                    f"{name} has {len(keypoints)} keypoints, {len(points)} in the model, or others; put the "
+                    "file back, or reconstruct in another folder"
+                )
 
     def check(self, method: Method) -> None:
         """See that a method's features can be matched with those of the reconstruction.

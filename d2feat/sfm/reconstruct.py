@@ -25,7 +25,7 @@ from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
 from .retrieval import PREVIEWED, SAMPLED, SAMPLES, global_descriptor, learn_words, preview
-from .stages import FEATURES, MATCHES, claim, extract_photos, match_photos
+from .stages import FEATURES, MATCHES, check_source, claim, extract_photos, match_photos
 
 DATABASE: Final = "database.db"
 PAIRS: Final = "pairs.txt"
@@ -73,8 +73,8 @@ def reconstruct(
             triangulated.
 
     Raises:
-        InputError: there are no photographs, `out` is among them, or it holds work with other settings; a
-            photo of `reference` is missing; the pairs or the reference cannot be read.
+        InputError: there are no photographs, `out` is among them, or it holds work with other settings or of
+            other features; a photo of `reference` is missing; the pairs or the reference cannot be read.
         D2FeatError: COLMAP found no two photographs to begin with.
     """
     if pairing not in PAIRINGS and not Path(pairing).is_file():
@@ -101,8 +101,10 @@ def reconstruct(
     }
     claim(out, {"method": method.name, **method.settings, **rules, "photos": sizes})
     extract_photos(folder, names, method, out, lambda done: progress("extraction", done, len(names)))
+    check_source(out, FEATURES, (MATCHES, DATABASE, MODEL))
     pairs = choose_pairs(names, out, pairing)
     match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
+    check_source(out, MATCHES, (DATABASE, MODEL))
     seconds = {}
     for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
         with hdf5.open_hdf5(out / name) as file:

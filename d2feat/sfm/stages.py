@@ -15,13 +15,17 @@ from typing import Any, Final
 
 from .. import hdf5
 from ..errors import InputError
+from ..images import digest
 from ..pairs import Pair, match_features, match_pairs
 from .methods import Method
 from .photos import read_photo
 
 SETTINGS: Final = "settings.json"
+SOURCES: Final = "sources.json"
 FEATURES: Final = "features.h5"
 MATCHES: Final = "matches.h5"
+
+_REMEDY: Final = "reconstruct in another folder, or remove the file if all in the folder is as it was"
 
 Advance = Callable[[int], None]
 """Called with the number of photos or pairs that were done, or found done."""
@@ -36,7 +40,7 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS
     if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = read_settings(out)
         differing = [key for key in settings if there.get(key) != json.loads(json.dumps(settings[key]))]
         if differing:
             raise InputError(
@@ -44,8 +48,59 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
                 "choose another folder, or remove this one"
             )
         return
+    _write_json(path, settings)
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """The settings that the work in a folder was done with; empty if they are not known.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    path = out / SETTINGS
+    return _read_json(path) if path.exists() else {}
+
+
+def check_source(out: Path, name: str, derived: Sequence[str]) -> None:
+    """See that what is derived of a file in `out` is of the file that is there, and note which that is.
+
+    Args:
+        derived: names of files and folders in `out`.
+
+    Raises:
+        InputError: the file was replaced since, and some of these are there.
+    """
+    path = out / SOURCES
+    noted = _read_json(path) if path.exists() else {}
+    now = digest(out / name)
+    if noted.get(name, now) != now:
+        # Matches that were replaced, too, may be of these features.
+        stale = [
+            other
+            for other in derived
+            if (out / other).exists() and (other != MATCHES or noted.get(other) == digest(out / other))
+        ]
+        if stale:
+            raise InputError(
+                f"{out / name} was replaced since it was used for {', '.join(stale)} in {out}; "
+                "remove these, or put the file back"
+            )
+    _write_json(path, {**noted, name: now})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); {_REMEDY}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged; {_REMEDY}")
+    return found
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     fresh = path.with_suffix(".partial")
-    fresh.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
 
 
