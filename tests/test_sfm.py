@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,9 +98,26 @@ def write_reference(reference: Path, views: dict[str, View], focal: float = FOCA
 
 
 def add_exif(path: Path, orientation: int) -> None:
-    entry = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
-    jpeg = path.read_bytes()
-    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(entry) + 2) + entry + jpeg[2:])
+    """Give a JPEG, PNG or TIFF file an orientation."""
+    tiff = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
+    file = path.read_bytes()
+    if path.suffix == ".jpg":
+        entry = b"Exif\0\0" + tiff
+        file = file[:2] + b"\xff\xe1" + struct.pack(">H", len(entry) + 2) + entry + file[2:]
+    elif path.suffix == ".png":
+        chunk = b"eXIf" + tiff
+        length, check = struct.pack(">I", len(tiff)), struct.pack(">I", zlib.crc32(chunk))
+        file = file[:33] + length + chunk + check + file[33:]  # after the header
+    else:
+        # The directory, in numerical order of its tags, goes to the end.
+        (start,) = struct.unpack_from("<I", file, 4)
+        (count,) = struct.unpack_from("<H", file, start)
+        entries = [file[start + 2 + 12 * i :][:12] for i in range(count)]
+        entries.append(struct.pack("<HHII", 0x0112, 3, 1, orientation))
+        entries.sort(key=lambda entry: int.from_bytes(entry[:2], "little"))
+        directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+        file = file[:4] + struct.pack("<I", len(file)) + file[8:] + directory
+    path.write_bytes(file)
 
 
 # ---- the model
@@ -591,22 +609,34 @@ def test_pairs_are_read_in_the_photos_order(tmp_path: Path) -> None:
 # ---- photos and methods
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 @pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
 def test_photos_are_upright_and_their_points_are_those_of_the_file(
-    tmp_path: Path, orientation: int, quarters: int
+    tmp_path: Path, suffix: str, orientation: int, quarters: int
 ) -> None:
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    path = tmp_path / "photo.jpg"
+    path = (tmp_path / "photo").with_suffix(suffix)
     cv2.imwrite(str(path), image)
+    stored = cv2.imread(str(path))
     add_exif(path, orientation)
     photo = photos.read_photo(path)
     assert photo.quarters == quarters
-    np.testing.assert_array_equal(photo.upright, cv2.imread(str(path)))
-    stored = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    np.testing.assert_array_equal(photo.upright, np.rot90(stored, quarters))
     assert photo.stored_size == (60, 40)
     for x, y in ((0, 0), (5, 2), (17, 31)):
         u, v = photo.to_stored(np.array([[x, y]], np.float32))[0].astype(int)
         np.testing.assert_array_equal(stored[v, u], photo.upright[y, x])
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(2, 0), (4, 2), (5, 3), (7, 1)])
+def test_mirrored_photos_are_turned_only(tmp_path: Path, orientation: int, quarters: int) -> None:
+    path = tmp_path / "photo.jpg"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    stored = cv2.imread(str(path))
+    add_exif(path, orientation)
+    photo = photos.read_photo(path)
+    assert photo.quarters == quarters
+    np.testing.assert_array_equal(photo.upright, np.rot90(stored, quarters))
 
 
 def test_photos_of_one_camera_share_it(folder: Path, tmp_path: Path) -> None:

@@ -6,20 +6,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import cv2
+import numpy as np
 
 from ..errors import InputError
 from ..features import Floats
 from ..images import SUFFIXES, Image, decode_file
-from ..orientation import to_stored, turned
+from ..orientation import to_stored
 from .colmap import pycolmap
 
 _QUARTERS: Final = {3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
 """Quarter turns counter-clockwise that make a photo upright, by EXIF orientation."""
 
+_MIRRORED: Final = (2, 4, 5, 7)
+"""EXIF orientations that a turn alone does not make right."""
+
 
 @dataclass(frozen=True, eq=False)
 class Photo:
     """Pixels of a photograph, turned upright, as D2-Net wants them: it does not estimate orientations.
+
+    Those of a mirrored file remain mirrored, for COLMAP's cameras are those of its pixels.
 
     Attributes:
         upright: H x W x 3 uint8 BGR.
@@ -61,10 +67,13 @@ def read_photo(path: Path) -> Photo:
     Raises:
         InputError: it is missing or not an image.
     """
-    image = decode_file(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    # OpenCV turns it: its decoder of TIFF does so even if told not to.
+    image = decode_file(path, cv2.IMREAD_COLOR)
     bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
-    quarters = _QUARTERS.get(bitmap.exif_orientation() or 1, 0) if bitmap else 0
-    return Photo(turned(image, quarters), quarters)
+    orientation = bitmap.exif_orientation() if bitmap else None
+    if orientation in _MIRRORED:
+        image = np.ascontiguousarray(image[:, ::-1])
+    return Photo(image, _QUARTERS.get(orientation or 1, 0))
 
 
 def cameras_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:
