@@ -23,6 +23,7 @@ from d2feat import hdf5
 from d2feat.cli import app
 from d2feat.errors import D2FeatError, InputError, ModelError
 from d2feat.features import Features
+from d2feat.images import digest
 from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
 from d2feat.sfm.colmap import pycolmap
 from d2feat.sfm.database import build_database
@@ -315,6 +316,67 @@ def test_what_was_made_of_replaced_features_is_refused(
         del file["a.png/b.png/matching_scores0"]
     with pytest.raises(InputError, match=r"matches\.h5 was replaced .* for database\.db, sparse"):
         reconstruct(folder, out, method())
+
+
+def test_photos_that_changed_are_refused(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    """Though their sizes did not."""
+    out, changed = tmp_path / "out", tmp_path / "photos"
+    shutil.copytree(folder, changed)
+    shutil.copytree(built[0], out)
+    file = bytearray((changed / "e.png").read_bytes())
+    file[-1] ^= 1
+    (changed / "e.png").write_bytes(file)
+    with pytest.raises(InputError, match=r"other settings \(photos\)"):
+        reconstruct(changed, out, method())
+
+
+def test_a_photo_that_cannot_be_read_costs_nothing_of_the_others(tmp_path: Path) -> None:
+    folder, out, settings = tmp_path / "photos", tmp_path / "out", {"method": "D2-Net"}
+    write_views(folder, {name: render(40) for name in ("a.png", "b.png")})
+    (folder / "c.png").write_text("no")
+    extracted = []
+
+    def extract(photo: photos.Photo) -> Features:
+        extracted.append(photo)
+        return methods.sift(10).extract(photo)
+
+    def run() -> None:
+        digests = {name: digest(folder / name) for name in photos.find_photos(folder)}
+        camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=288, height=216, params=[300, 144, 108])
+        stages.claim(out, settings, {"photos": digests})
+        stages.extract_photos(
+            folder, digests, dict.fromkeys(digests, camera), methods.Method("D2-Net", extract), out
+        )
+
+    with pytest.raises(InputError, match=r"c\.png is not an image"):
+        run()
+    assert len(extracted) == 2
+    cv2.imwrite(str(folder / "b.png"), render(50).image)
+    (folder / "c.png").unlink()
+    run()
+    assert len(extracted) == 3  # the one that changed
+    with hdf5.open_hdf5(out / "features.h5") as file:
+        assert hdf5.image_names(file) == ["a.png", "b.png"]
+    (folder / "b.png").unlink()
+    with pytest.raises(InputError, match=r"other settings \(photos\)"):
+        run()
+
+
+def test_known_cameras_of_another_size_are_an_error(
+    built: tuple[Path, Result], views: dict[str, View], tmp_path: Path
+) -> None:
+    write_reference(tmp_path / "reference", views)
+    half = {name: replace(view, image=cv2.resize(view.image, (144, 108))) for name, view in views.items()}
+    write_views(tmp_path / "photos", half)
+    said = r"a\.png has 144 x 108 pixels, its known camera 288 x 216"
+    with pytest.raises(InputError, match=said):
+        reconstruct(tmp_path / "photos", tmp_path / "out", method(), reference=tmp_path / "reference")
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=288, height=216, params=[300, 144, 108])
+    with Map(built[0]) as place:
+        (found,) = localize_photos(place, {tmp_path / "photos/a.png": camera}, method())
+    assert found.pose is None
+    with pytest.raises(InputError, match=said):
+        raise found.error or AssertionError
 
 
 def test_what_cannot_be_reconstructed_is_a_clear_error(tmp_path: Path, folder: Path) -> None:
@@ -646,8 +708,15 @@ def test_photos_of_one_camera_share_it(folder: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((60, 40, 3), np.uint8))
     assert len({id(camera) for camera in photos.cameras_of(tmp_path, ["a.png", "b.png"]).values()}) == 2
     (tmp_path / "c.png").write_text("no")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="is not an image"):
         photos.cameras_of(tmp_path, ["c.png"])
+
+
+def test_the_camera_of_a_photo_that_colmap_cannot_read_is_guessed(tmp_path: Path) -> None:
+    for name in ("a.png", "b.webp"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((40, 60, 3), np.uint8))
+    known, guessed = photos.cameras_of(tmp_path, ["a.png", "b.webp"]).values()
+    assert str(guessed) == str(known)
 
 
 def test_sifts_keypoints_are_in_opencvs_coordinates_and_within_the_budget() -> None:

@@ -17,7 +17,7 @@ from .colmap import pycolmap
 from .database import SEED
 from .mapping import read_model
 from .methods import Method, model_name
-from .photos import cameras_of, read_photo
+from .photos import cameras_of, check_size, read_photo
 from .retrieval import global_descriptor, nearest_photos
 from .stages import FEATURES, read_settings
 
@@ -40,7 +40,7 @@ class Localized:
         name: as it stands in the benchmark's file.
         pose: `pycolmap.Rigid3d`, world to camera, or None if none was found.
         inliers, correspondences: 2D-3D matches that agree with it, and all.
-        error: why the photo could not be read, or None.
+        error: why the photo could not be used, or None.
     """
 
     name: str
@@ -187,7 +187,7 @@ def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
 def localize_photos(folder: Map, queries: dict[Path, Any], method: Method) -> Iterable[Localized]:
     """`localize` each photo with its `pycolmap.Camera`; None is that of the map, or of EXIF.
 
-    A photo that cannot be read is one without a pose, with `Localized.error`.
+    A photo that cannot be read or is not of its camera's size is one without a pose, with `Localized.error`.
 
     Raises:
         InputError: the map was made with other features.
@@ -200,6 +200,7 @@ def _localize_photo(folder: Map, path: Path, known: Any, method: Method) -> Loca
     try:
         photo = read_photo(path)
         camera = known or folder.camera_like(cameras_of(path.parent, [path.name])[path.name])
+        check_size(path, photo, camera)
     except InputError as error:
         return Localized(path.name, None, 0, 0, error)
     return localize(folder, path.name, method.extract(photo), camera, method)

@@ -17,6 +17,9 @@ from .colmap import pycolmap
 _QUARTERS: Final = {3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
 """Quarter turns counter-clockwise that make a photo upright, by EXIF orientation."""
 
+_GUESS: Final = 1.2
+"""Focal length over the longer side, where it is not known, as COLMAP has it."""
+
 _MIRRORED: Final = (2, 4, 5, 7)
 """EXIF orientations that a turn alone does not make right."""
 
@@ -76,23 +79,36 @@ def read_photo(path: Path) -> Photo:
     return Photo(image, _QUARTERS.get(orientation or 1, 0))
 
 
+def check_size(path: Path, photo: Photo, camera: Any) -> None:
+    """Raise InputError if a photo is not of the size that its camera has."""
+    if photo.stored_size != (camera.width, camera.height):
+        size, known = ("{} x {}".format(*pair) for pair in (photo.stored_size, (camera.width, camera.height)))
+        raise InputError(
+            f"{path} has {size} pixels, its known camera {known}; give the photograph, or the camera, in the "
+            "other's size"
+        )
+
+
 def cameras_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """A `pycolmap.Camera` for each photo, the same object for photos of one camera at one focal length.
 
     Intrinsics are COLMAP's guess: the focal length of EXIF, or 1.2 times the longer side; one radial
-    distortion.
+    distortion. Of a photo that only OpenCV can read, such as WebP, EXIF is not known.
 
     Raises:
-        InputError: COLMAP cannot read a photo.
+        InputError: a photo cannot be read.
     """
     known: dict[Any, Any] = {}
     cameras = {}
     for name in names:
-        try:
-            camera = pycolmap.infer_camera_from_image(folder / name)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"COLMAP cannot read {folder / name}: {error}") from None
         bitmap: Any = pycolmap.Bitmap.read(folder / name, as_rgb=False)
-        key = bitmap.exif_camera_model(), camera.width, camera.height, *camera.params
+        if bitmap is None:
+            width, height = read_photo(folder / name).stored_size
+            guess = [_GUESS * max(width, height), width / 2, height / 2, 0]
+            camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=width, height=height, params=guess)
+        else:
+            camera = pycolmap.infer_camera_from_image(folder / name)
+        maker = bitmap and bitmap.exif_camera_model()
+        key = maker, camera.width, camera.height, *camera.params
         cameras[name] = known.setdefault(key, camera)
     return cameras

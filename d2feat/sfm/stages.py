@@ -5,10 +5,11 @@ until the stage is complete; files are written whole or not at all. So a run tha
 times ends with the same files as one that was not.
 """
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from ..errors import InputError
 from ..images import digest
 from ..pairs import Pair, match_features, match_pairs
 from .methods import Method
-from .photos import read_photo
+from .photos import check_size, read_photo
 
 SETTINGS: Final = "settings.json"
 SOURCES: Final = "sources.json"
@@ -31,24 +32,31 @@ Advance = Callable[[int], None]
 """Called with the number of photos or pairs that were done, or found done."""
 
 
-def claim(out: Path, settings: dict[str, Any]) -> None:
+def claim(out: Path, settings: dict[str, Any], later: dict[str, Any] | None = None) -> None:
     """Make the folder `out`, or see that what is there was made with the same settings.
+
+    Args:
+        later: settings that may change until all features are there, such as which photos it is of.
 
     Raises:
         InputError: it was not.
     """
+    later = later or {}
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS
     if path.exists():
         there = read_settings(out)
-        differing = [key for key in settings if there.get(key) != json.loads(json.dumps(settings[key]))]
+        complete = (out / FEATURES).exists()
+        checked = settings | later if complete else settings
+        differing = [key for key in checked if there.get(key) != json.loads(json.dumps(checked[key]))]
         if differing:
             raise InputError(
                 f"{out} holds work with other settings ({', '.join(differing)}); "
                 "choose another folder, or remove this one"
             )
-        return
-    _write_json(path, settings)
+        if complete:
+            return
+    _write_json(path, settings | later)
 
 
 def read_settings(out: Path) -> dict[str, Any]:
@@ -105,21 +113,39 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def extract_photos(
-    folder: Path, names: Sequence[str], method: Method, out: Path, advance: Advance = lambda _: None
+    folder: Path,
+    digests: Mapping[str, str],
+    cameras: Mapping[str, Any],
+    method: Method,
+    out: Path,
+    advance: Advance = lambda _: None,
 ) -> None:
-    """Write the features of the photos to ``out/features.h5``; attribute ``seconds``: the time it took."""
+    """Write the features of the photos to ``out/features.h5``; attribute ``seconds``: the time it took.
+
+    Args:
+        digests: SHA-256 of each photo's file, by name: what is done of the same file is not done again.
+        cameras: `pycolmap.Camera` of each.
+
+    Raises:
+        InputError: a photo cannot be read, or is not of its camera's size; what is done is kept.
+    """
     path = out / FEATURES
     if path.exists():
-        advance(len(names))
+        advance(len(digests))
         return
     parts = path.with_name(path.name + ".parts")
     parts.mkdir(exist_ok=True)
-    files = [parts / f"{number:06}.h5" for number in range(len(names))]
-    for part, name in zip(files, names, strict=True):
-        if not part.exists():
-            with hdf5.replacing(part) as file:
-                start = time.perf_counter()
-                hdf5.write_features(file, name, method.extract(read_photo(folder / name)))
+    files = []
+    for name, found in digests.items():
+        key = hashlib.sha256(f"{name}\n{found}".encode()).hexdigest()[:32]
+        files.append(parts / f"{key}.h5")
+        if not files[-1].exists():
+            start = time.perf_counter()
+            photo = read_photo(folder / name)
+            check_size(folder / name, photo, cameras[name])
+            features = method.extract(photo)
+            with hdf5.replacing(files[-1]) as file:
+                hdf5.write_features(file, name, features)
                 file.attrs["seconds"] = time.perf_counter() - start
         advance(1)
     hdf5.pack(files, path)
