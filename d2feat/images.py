@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +50,31 @@ def decode_file(path: Path, flags: int) -> Image:
     if image is None:
         raise InputError(f"{path} is not an image that OpenCV can read")
     return image  # type: ignore[return-value]
+
+
+def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Image files in a folder and the subfolders that may be read, sorted; endings count in lower case.
+
+    Links to folders elsewhere are followed. Those to folders within are not, for what these hold has a name.
+    """
+    root = folder.resolve()
+
+    def walk(inside: Path, above: frozenset[Path]) -> Iterator[Path]:
+        try:
+            paths = list(inside.iterdir())
+        except PermissionError:
+            return
+        for path in paths:
+            if path.is_dir():
+                real = path.resolve()
+                around = real.is_relative_to(root) or root.is_relative_to(real)
+                if real not in above and not (path.is_symlink() and around):
+                    yield from walk(path, above | {real})
+            # macOS leaves files of this name, with no image, on disks of others.
+            elif path.suffix.lower() in suffixes and not path.name.startswith("._") and path.is_file():
+                yield path
+
+    return sorted(walk(folder, frozenset([root])))
 
 
 def digest(path: Path) -> str:

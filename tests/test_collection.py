@@ -76,6 +76,30 @@ def test_names_are_relative_to_what_was_given(folder: Path, tmp_path: Path) -> N
         find_images([tmp_path / "nowhere"])
 
 
+def test_links_have_names_of_their_own(folder: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for name, target in (("1.png", "a.png"), ("2.png", "a.png"), ("3.jpg", "b.jpg")):
+        (links / name).symlink_to(folder / target)
+    assert list(find_images([links / "1.png", links / "2.png", links / "3.jpg"])) == [
+        "1.png",
+        "2.png",
+        "3.jpg",
+    ]
+    (links / "sub").symlink_to(folder / "sub")
+    (links / "round").symlink_to(links)
+    (links / "within").mkdir()
+    (links / "within/again").symlink_to(links / "within")
+    (links / "up").symlink_to(tmp_path)
+    (folder / "sub/back").symlink_to(folder)
+    (folder / "back").symlink_to(folder / "sub")
+    (links / "._1.png").write_bytes(b"of macOS")
+    subfolder = ["sub/a.png", "sub/c.webp", "sub/d.png"]
+    other = [f"sub/back/{name}" for name in ("a.png", "b.jpg", "broken.jpg")]
+    assert sorted(find_images([links])) == ["1.png", "2.png", "3.jpg", *sorted(subfolder + other)]
+    assert list(find_images([folder])) == ["a.png", "b.jpg", "broken.jpg", *subfolder]
+
+
 def test_features_of_a_folder_and_what_cannot_be_read(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.h5"
     result = invoke("extract", folder, "-o", out, *COMMAND)

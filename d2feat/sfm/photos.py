@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..features import Floats
-from ..images import SUFFIXES, Image, decode_file
+from ..images import SUFFIXES, Image, decode_file, files_under, is_utf8
 from ..orientation import to_stored
 from .colmap import pycolmap
 
@@ -53,14 +53,16 @@ def find_photos(folder: Path) -> list[str]:
     """Names of the photographs in a folder and its subfolders, relative to it, sorted.
 
     Raises:
-        InputError: there is no such folder or no photograph in it.
+        InputError: there is no such folder or no photograph in it, or a name is not UTF-8.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    names = sorted(path.relative_to(folder).as_posix() for path in files_under(folder, SUFFIXES))
     if not names:
         raise InputError(f"no photographs in {folder}; their names end in {', '.join(SUFFIXES)}")
+    for name in names:
+        if not is_utf8(name):
+            raise InputError(f"HDF5 takes UTF-8 names only; rename {name!a} in {folder}")
     return names
 
 
