@@ -597,6 +597,57 @@ def test_a_folder_without_a_model_is_an_error(built: tuple[Path, Result], tmp_pa
         Map(tmp_path / "out")
 
 
+def test_a_damaged_folder_is_an_error(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    whole = (out / "sparse/points3D.bin").read_bytes()
+    for length in (0, 1000):
+        (out / "sparse/points3D.bin").write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"COLMAP cannot read a model in .*: points3D\.bin is cut off"):
+            Map(out)
+    (out / "sparse/points3D.bin").write_bytes(whole)
+    (out / "sparse/images.bin").write_bytes(bytes(8))
+    with pytest.raises(InputError, match="COLMAP cannot read a model in"):
+        Map(out)
+    for content in ("", "[]", "{"):
+        (out / "settings.json").write_text(content)
+        for command in (lambda: Map(out), lambda: reconstruct(folder, out, method())):
+            with pytest.raises(InputError, match=r"settings\.json is damaged"):
+                command()
+
+
+def test_names_that_are_not_utf8_are_an_error(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    try:
+        shutil.copy(folder / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    with pytest.raises(InputError, match=r"rename 'caf\\udce9\.png'"):
+        photos.find_photos(tmp_path)
+    poses = tmp_path / "poses.txt"
+    query = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    command = ["localize", str(built[0]), query, str(folder / "a.png"), "-o", str(poses), "--provider", "cpu"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "skipped 'caf\\udce9.png': its name is not UTF-8" in done.output
+    assert [line.split()[0] for line in poses.read_text().splitlines()] == ["a.png"]
+
+
+def test_photos_of_one_name_are_told_apart(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    for name in ("qa/1.png", "qb/1.png", "2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "a.png", tmp_path / name)
+    lines = [f"{name} SIMPLE_PINHOLE 288 216 300 144 108\n" for name in ("qa/1.png", "qb/1.png", "2.png")]
+    (tmp_path / "queries.txt").write_text("".join(lines))
+    queries = read_queries(tmp_path / "queries.txt", tmp_path)
+    with Map(built[0]) as place:
+        found = [one.name for one in localize_photos(place, queries, method(), tmp_path)]
+        given = [one.name for one in localize_photos(place, queries, method())]
+    assert found == ["qa/1.png", "qb/1.png", "2.png"]
+    assert given == [str(tmp_path / "qa/1.png"), str(tmp_path / "qb/1.png"), "2.png"]
+
+
 @pytest.mark.parametrize("line", ["q.png", "q.png PINHOLE 288 216 300", "q.png NONE 288 216 300 1 1"])
 def test_a_list_of_queries_that_is_none_is_an_error(tmp_path: Path, line: str) -> None:
     (tmp_path / "queries.txt").write_text(f"# a comment\n{line}\n")
@@ -740,11 +791,12 @@ def test_other_work_in_a_folder_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_the_commands(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out[/b]"
     shutil.copytree(built[0], out)
     run = CliRunner().invoke
     done = run(app, ["reconstruct", str(folder), "-o", str(out), *OPTIONS])
     assert done.exit_code == 0, done.output
+    assert f"wrote {out}: " in done.output
     rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line}
     assert rows["D2-Net"][1:5] == ["5", "/", "5", str(built[1].figures.points)]
     assert rows["SIFT"][1:4] == ["5", "/", "5"]

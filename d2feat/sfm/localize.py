@@ -1,5 +1,6 @@
 """Cameras of further photos against a reconstruction."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from .. import hdf5
 from ..errors import InputError
 from ..features import Features
+from ..images import is_utf8
 from ..lists import read_lines
 from ..pairs import match_features
 from .colmap import pycolmap
@@ -37,7 +39,7 @@ class Localized:
     """The camera of one query.
 
     Attributes:
-        name: as it stands in the benchmark's file.
+        name: as it stands in the benchmark's file; with its folders where other photos are named alike.
         pose: `pycolmap.Rigid3d`, world to camera, or None if none was found.
         inliers, correspondences: 2D-3D matches that agree with it, and all.
         error: why the photo could not be used, or None.
@@ -184,26 +186,40 @@ def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
     return Localized(name, answer["cam_from_world"], answer["num_inliers"], len(points2d))
 
 
-def localize_photos(folder: Map, queries: dict[Path, Any], method: Method) -> Iterable[Localized]:
+def localize_photos(
+    folder: Map, queries: dict[Path, Any], method: Method, photos: Path = Path()
+) -> Iterable[Localized]:
     """`localize` each photo with its `pycolmap.Camera`; None is that of the map, or of EXIF.
 
     A photo that cannot be read or is not of its camera's size is one without a pose, with `Localized.error`.
+
+    Args:
+        photos: folder that names are relative to, where those of files alone would be of several photos.
 
     Raises:
         InputError: the map was made with other features.
     """
     folder.check(method)  # at once, and not when the first photo's turn comes
-    return (_localize_photo(folder, path, known, method) for path, known in queries.items())
+    counts = Counter(path.name for path in queries)
+
+    def name(path: Path) -> str:
+        if counts[path.name] == 1:
+            return path.name
+        return (path.relative_to(photos) if path.is_relative_to(photos) else path).as_posix()
+
+    return (_localize_photo(folder, name(path), path, known, method) for path, known in queries.items())
 
 
-def _localize_photo(folder: Map, path: Path, known: Any, method: Method) -> Localized:
+def _localize_photo(folder: Map, name: str, path: Path, known: Any, method: Method) -> Localized:
+    if not is_utf8(name):
+        return Localized(ascii(name), None, 0, 0, InputError("its name is not UTF-8; rename it"))
     try:
         photo = read_photo(path)
         camera = known or folder.camera_like(cameras_of(path.parent, [path.name])[path.name])
         check_size(path, photo, camera)
     except InputError as error:
-        return Localized(path.name, None, 0, 0, error)
-    return localize(folder, path.name, method.extract(photo), camera, method)
+        return Localized(name, None, 0, 0, error)
+    return localize(folder, name, method.extract(photo), camera, method)
 
 
 def read_queries(path: Path, photos: Path) -> dict[Path, Any]:
