@@ -348,6 +348,21 @@ def test_pairs_are_matched(folder: Path, tmp_path: Path) -> None:
     assert_one_line_error(result, "line 1", "nobody.png")
 
 
+def test_pairs_of_images_that_cannot_be_read_are_left_out(folder: Path, tmp_path: Path) -> None:
+    out, pairs = tmp_path / "features.h5", tmp_path / "pairs.txt"
+    images = [folder / name for name in ("a.png", "b.jpg", "broken.jpg")]
+    pairs.write_text("a.png nobody.png\n")
+    assert_one_line_error(invoke("extract", *images, "-o", out, *COMMAND, "--match", pairs), "nobody.png")
+    assert not out.exists()  # it is said before the work
+    pairs.write_text("a.png b.jpg\na.png broken.jpg\n")
+    result = invoke("extract", *images, "-o", out, *COMMAND, "--match", pairs)
+    assert result.exit_code == 1
+    assert "not matched a.png broken.jpg" in result.output
+    assert "1 pairs" in result.output
+    with open_hdf5(tmp_path / "features-matches.h5") as matches:
+        assert len(read_matches(matches, "a.png", "b.jpg")[1])
+
+
 def test_matches_of_other_features_are_not_taken(folder: Path, tmp_path: Path) -> None:
     out, matches = tmp_path / "features.h5", tmp_path / "features-matches.h5"
     command = ["extract", folder / "sub", "-o", out, *COMMAND]
@@ -406,6 +421,13 @@ def test_matches_by_another_rule_are_not_taken(tmp_path: Path) -> None:
 
     killed(partial(counted_rule, ratio=0.9))
     assert matched(partial(counted_rule, ratio=0.9)) == 1  # the other pair was done
+    assert matched(partial(counted_rule, ratio=0.9)) == 0
+    pairs.append(("a", "c"))
+    assert matched(partial(counted_rule, ratio=0.9)) == 1
+    with open_hdf5(tmp_path / "f.h5", "r+") as file:
+        write_features(file, "c", read_features(file, "c")[:20])
+    assert matched(partial(counted_rule, ratio=0.9)) == 2
+    pairs.pop()
     strict = count()
     killed(partial(counted_rule, ratio=0.9))
     assert matched(counted_rule) == 2
