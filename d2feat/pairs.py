@@ -100,7 +100,7 @@ def match_pairs(
         by_first.setdefault(first, []).append(second)
     parts, ruled = [], _identity(rule)
     with hdf5.open_hdf5(features) as file, contextlib.ExitStack() as stack:
-        earlier = stack.enter_context(hdf5.open_hdf5(out)) if out.exists() else {}
+        earlier: Any = stack.enter_context(hdf5.open_hdf5(out)) if out.exists() else {}
 
         @functools.lru_cache(HELD)
         def read(name: str) -> Features:
