@@ -70,9 +70,9 @@ def read_features(file: Any, name: str) -> Features:
     )
 
 
-def read_keypoints(file: Any, name: str) -> npt.NDArray[Any]:
+def read_keypoints(file: Any, name: str) -> npt.NDArray[np.float32]:
     """The positions alone of the features of the image `name`, N x 2; errors as of `read_features`."""
-    return _dataset(_group(file, name), "keypoints")
+    return _dataset(_group(file, name), "keypoints").astype(np.float32)
 
 
 def count_features(file: Any, name: str) -> int:
