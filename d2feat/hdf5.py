@@ -70,9 +70,14 @@ def read_features(file: Any, name: str) -> Features:
     )
 
 
+def read_keypoints(file: Any, name: str) -> npt.NDArray[np.float32]:
+    """The positions alone of the features of the image `name`, N x 2; errors as of `read_features`."""
+    return _dataset(_group(file, name), "keypoints").astype(np.float32)
+
+
 def count_features(file: Any, name: str) -> int:
     """How many features the image `name` has; errors as of `read_features`."""
-    return len(_dataset(_group(file, name), "keypoints"))
+    return len(read_keypoints(file, name))
 
 
 def write_matches(
@@ -90,7 +95,7 @@ def write_matches(
         scores: M, higher is better.
         count: keypoints of image 0.
     """
-    group = _fresh_group(file, _pair_name(name0, name1))
+    group = _fresh_group(file, pair_name(name0, name1))
     matches0, scores0 = np.full(count, -1, np.int32), np.zeros(count, np.float16)
     matches0[matches[:, 0]] = matches[:, 1]
     scores0[matches[:, 0]] = scores
@@ -104,8 +109,8 @@ def read_matches(file: Any, name0: str, name1: str) -> tuple[npt.NDArray[np.int6
     Raises:
         InputError: the file has no such pair, or it is not in this layout.
     """
-    turned = _pair_name(name0, name1) not in file and _pair_name(name1, name0) in file
-    group = _group(file, _pair_name(*((name1, name0) if turned else (name0, name1))))
+    turned = pair_name(name0, name1) not in file and pair_name(name1, name0) in file
+    group = _group(file, pair_name(*((name1, name0) if turned else (name0, name1))))
     matches0 = _dataset(group, "matches0").astype(np.int64)
     found = np.flatnonzero(matches0 >= 0)
     scores = group["matching_scores0"][()][found] if "matching_scores0" in group else np.ones(len(found))
@@ -128,6 +133,11 @@ def stored_name(name: str) -> str:
 def flat_name(name: str) -> str:
     """An image's name as hloc's layout of matches has it."""
     return name.replace("/", "-")
+
+
+def pair_name(name0: str, name1: str) -> str:
+    """Name of the group of the matches of two images."""
+    return f"{flat_name(name0)}/{flat_name(name1)}"
 
 
 def open_hdf5(path: str | os.PathLike[str], mode: str = "r") -> Any:
@@ -193,10 +203,6 @@ def _merge(source: Any, target: Any, without: Collection[str]) -> None:
 
 def _is_keypoints(path: str) -> bool:
     return path.endswith("/keypoints")
-
-
-def _pair_name(name0: str, name1: str) -> str:
-    return f"{flat_name(name0)}/{flat_name(name1)}"
 
 
 def _fresh_group(file: Any, name: str) -> Any:

@@ -1,6 +1,8 @@
 """From what callers pass as image or mask to the arrays that the model takes."""
 
+import hashlib
 import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +54,40 @@ def decode_file(path: Path, flags: int) -> Image:
 def decode(content: bytes, flags: int) -> Image | None:
     """The image that a file of such content holds; None if OpenCV cannot read it."""
     return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None  # type: ignore[return-value]
+
+
+def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Image files in a folder and the subfolders that may be read, sorted; endings count in lower case.
+
+    Links to folders elsewhere are followed. Those to folders within are not, for what these hold has a name.
+    """
+    root = folder.resolve()
+
+    def walk(inside: Path, above: frozenset[Path]) -> Iterator[Path]:
+        try:
+            paths = list(inside.iterdir())
+        except PermissionError:
+            return
+        for path in paths:
+            if path.is_dir():
+                real = path.resolve()
+                around = real.is_relative_to(root) or root.is_relative_to(real)
+                if real not in above and not (path.is_symlink() and around):
+                    yield from walk(path, above | {real})
+            # macOS leaves files of this name, with no image, on disks of others.
+            elif path.suffix.lower() in suffixes and not path.name.startswith("._") and path.is_file():
+                yield path
+
+    return sorted(walk(folder, frozenset([root])))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or "" where there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def cv2_path(path: str | os.PathLike[str]) -> str:

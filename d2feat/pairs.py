@@ -1,5 +1,6 @@
 """Which images are matched with which, and the matches of all pairs, in hloc's layouts."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -28,6 +29,10 @@ Matches = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 HELD: Final = 64
 """Images whose features are held in memory: 8 MB each at 4000 features."""
+
+
+MADE_OF: Final = "made_of"
+"""Attribute of each pair's group: a digest of the features and the rule."""
 
 
 def read_pairs(path: Path, names: Collection[str]) -> list[Pair]:
@@ -76,8 +81,9 @@ def match_pairs(
 
     What is done survives a kill: the pairs that share their first image are a file of their own, in
     ``OUT.parts``, until all are joined. The file's attribute ``seconds`` says how long it took.
-    A part is taken only if it was made of the same features by the same rule. A rule that is neither a
-    function of a module nor a `functools.partial` of one cannot be known again: all its pairs are matched.
+    A part, or a pair of an earlier `out`, is taken only if it was made of the same features by the same rule,
+    a digest of which is with it. A rule that is neither a function of a module nor a `functools.partial` of
+    one cannot be known again: all its pairs are matched.
 
     Raises:
         InputError: there is no such file, it lacks an image of the pairs, or two names are one in the layout.
@@ -93,7 +99,8 @@ def match_pairs(
     for first, second in pairs:
         by_first.setdefault(first, []).append(second)
     parts, ruled = [], _identity(rule)
-    with hdf5.open_hdf5(features) as file:
+    with hdf5.open_hdf5(features) as file, contextlib.ExitStack() as stack:
+        earlier: Any = stack.enter_context(hdf5.open_hdf5(out)) if out.exists() else {}
 
         @functools.lru_cache(HELD)
         def read(name: str) -> Features:
@@ -103,16 +110,23 @@ def match_pairs(
         def digest(name: str) -> str:
             return _digest(read(name))
 
+        def key(*names: str) -> str:
+            made_of = [f"{name}\n{digest(name)}" for name in names]
+            return hashlib.sha256("\n".join([ruled, *made_of]).encode()).hexdigest()[:32]
+
         for first, others in by_first.items():
-            made_of = [f"{name}\n{digest(name)}" for name in (first, *others)]
-            key = hashlib.sha256("\n".join([ruled, *made_of]).encode()).hexdigest()[:32]
-            parts.append(folder / f"{key}.h5")
+            parts.append(folder / f"{key(first, *others)}.h5")
             if not parts[-1].exists():
                 start = time.perf_counter()
                 with hdf5.replacing(parts[-1]) as part:
                     for second in others:
+                        pair, made_of = hdf5.pair_name(first, second), key(first, second)
+                        if pair in earlier and earlier[pair].attrs.get(MADE_OF) == made_of:
+                            earlier.copy(pair, part, pair)
+                            continue
                         found = rule(read(first), read(second))
                         hdf5.write_matches(part, first, second, *found, len(read(first)))
+                        part[pair].attrs[MADE_OF] = made_of
                     part.attrs["seconds"] = time.perf_counter() - start
             yield len(others)
     hdf5.pack(parts, out)

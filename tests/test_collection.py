@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,16 @@ from tests.test_cli import assert_one_line_error, invoke
 
 pytest.importorskip("h5py", reason="HDF5 files are written")
 
-from d2feat.collection.parts import DIGEST, digest, part_path, parts_folder, still_to_do, write_part
-from d2feat.hdf5 import image_names, open_hdf5, read_features, read_matches, replacing, write_features
+from d2feat.collection.parts import (
+    DIGEST,
+    join_parts,
+    part_path,
+    parts_folder,
+    still_to_do,
+    write_part,
+)
+from d2feat.hdf5 import image_names, open_hdf5, pack, read_features, read_matches, replacing, write_features
+from d2feat.images import digest
 from d2feat.pairs import match_features, match_pairs, read_pairs
 
 COMMAND = ["--model", "d2net", "--provider", "cpu", "--nfeatures", "100"]
@@ -65,6 +74,30 @@ def test_names_are_relative_to_what_was_given(folder: Path, tmp_path: Path) -> N
         find_images([tmp_path / "empty"])
     with pytest.raises(d2feat.InputError, match="no file or folder"):
         find_images([tmp_path / "nowhere"])
+
+
+def test_links_have_names_of_their_own(folder: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for name, target in (("1.png", "a.png"), ("2.png", "a.png"), ("3.jpg", "b.jpg")):
+        (links / name).symlink_to(folder / target)
+    assert list(find_images([links / "1.png", links / "2.png", links / "3.jpg"])) == [
+        "1.png",
+        "2.png",
+        "3.jpg",
+    ]
+    (links / "sub").symlink_to(folder / "sub")
+    (links / "round").symlink_to(links)
+    (links / "within").mkdir()
+    (links / "within/again").symlink_to(links / "within")
+    (links / "up").symlink_to(tmp_path)
+    (folder / "sub/back").symlink_to(folder)
+    (folder / "back").symlink_to(folder / "sub")
+    (links / "._1.png").write_bytes(b"of macOS")
+    subfolder = ["sub/a.png", "sub/c.webp", "sub/d.png"]
+    other = [f"sub/back/{name}" for name in ("a.png", "b.jpg", "broken.jpg")]
+    assert sorted(find_images([links])) == ["1.png", "2.png", "3.jpg", *sorted(subfolder + other)]
+    assert list(find_images([folder])) == ["a.png", "b.jpg", "broken.jpg", *subfolder]
 
 
 def test_features_of_a_folder_and_what_cannot_be_read(folder: Path, tmp_path: Path) -> None:
@@ -124,7 +157,7 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None
     assert f"{len(done)} were done" in result.output
     assert not {part_path(parts, name) for name in written} & set(done)
     assert len(names_in(out)) == len(written) + len(done) == 17
-    assert not parts.exists()
+    assert not list(parts.glob("*.h5"))
 
 
 def test_a_kill_between_joining_and_removing_loses_nothing(folder: Path, tmp_path: Path) -> None:
@@ -138,6 +171,63 @@ def test_a_kill_between_joining_and_removing_loses_nothing(folder: Path, tmp_pat
     assert still_to_do(out, images, settings) == ["sub/c.webp"]
     assert invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND).exit_code == 0
     assert names_in(out) == ["a.png", "b.jpg"]
+
+
+def test_parts_of_another_run_of_the_same_output_stay(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.h5"
+    assert invoke("extract", folder / "a.png", "-o", out, *COMMAND).exit_code == 0
+    with open_hdf5(out) as file:
+        features, settings = read_features(file, "a.png"), file["a.png"].attrs["d2feat"]
+    # A run on other images was killed; one of its parts is half written.
+    theirs = parts_folder(out)
+    theirs.mkdir()
+    for name in GOOD[2:]:
+        write_part(theirs, name, features, settings, digest(folder / name))
+    (theirs / "x.h5.1.partial").write_bytes(b"")
+    os.utime(theirs / "x.h5.1.partial", (0, 0))
+    assert invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND).exit_code == 0
+    assert sorted(theirs.iterdir()) == sorted(part_path(theirs, name) for name in GOOD[2:])
+    assert still_to_do(out, {name: folder / name for name in GOOD}, settings) == []
+    assert join_parts(out, GOOD, []) == len(names_in(out)) == 5
+    assert not theirs.exists()
+    # The folder is made again for a run that is at work.
+    write_part(theirs, "b.jpg", features, settings, "")
+    assert part_path(theirs, "b.jpg").exists()
+
+
+def test_runs_of_the_same_output_join_one_after_the_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, started = tmp_path / "features.h5", threading.Event()
+    features = create(100).extract(picture(0))
+    for name in GOOD:
+        write_part(parts_folder(out), name, features, "", digest(folder / name))
+
+    def slowly(parts: Any, *rest: Any) -> None:
+        started.set()
+        time.sleep(0.5)
+        pack(parts, *rest)
+
+    monkeypatch.setattr("d2feat.collection.parts.pack", slowly)
+    first = threading.Thread(target=join_parts, args=(out, GOOD[:2], []))
+    first.start()
+    started.wait()
+    assert join_parts(out, GOOD[2:], []) == 5
+    first.join()
+    assert names_in(out) == GOOD
+
+
+def test_a_file_without_features_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "global.h5"
+    with replacing(out) as file:
+        file["a.png/global_descriptor"] = np.ones(8, np.float32)
+    before = out.read_bytes()
+    command = "extract", folder / "a.png", "-o", out, *COMMAND
+    assert_one_line_error(invoke(*command), "something else than features", "another -o")
+    assert out.read_bytes() == before
+    with replacing(out) as file:  # as hloc writes it
+        write_features(file, "a.png", create(10).extract(picture(0)))
+    assert_one_line_error(invoke(*command), "that d2feat extract did not make", "another -o")
 
 
 def picture(seed: int) -> np.ndarray:
@@ -258,6 +348,21 @@ def test_pairs_are_matched(folder: Path, tmp_path: Path) -> None:
     assert_one_line_error(result, "line 1", "nobody.png")
 
 
+def test_pairs_of_images_that_cannot_be_read_are_left_out(folder: Path, tmp_path: Path) -> None:
+    out, pairs = tmp_path / "features.h5", tmp_path / "pairs.txt"
+    images = [folder / name for name in ("a.png", "b.jpg", "broken.jpg")]
+    pairs.write_text("a.png nobody.png\n")
+    assert_one_line_error(invoke("extract", *images, "-o", out, *COMMAND, "--match", pairs), "nobody.png")
+    assert not out.exists()  # it is said before the work
+    pairs.write_text("a.png b.jpg\na.png broken.jpg\n")
+    result = invoke("extract", *images, "-o", out, *COMMAND, "--match", pairs)
+    assert result.exit_code == 1
+    assert "not matched a.png broken.jpg" in result.output
+    assert "1 pairs" in result.output
+    with open_hdf5(tmp_path / "features-matches.h5") as matches:
+        assert len(read_matches(matches, "a.png", "b.jpg")[1])
+
+
 def test_matches_of_other_features_are_not_taken(folder: Path, tmp_path: Path) -> None:
     out, matches = tmp_path / "features.h5", tmp_path / "features-matches.h5"
     command = ["extract", folder / "sub", "-o", out, *COMMAND]
@@ -316,6 +421,13 @@ def test_matches_by_another_rule_are_not_taken(tmp_path: Path) -> None:
 
     killed(partial(counted_rule, ratio=0.9))
     assert matched(partial(counted_rule, ratio=0.9)) == 1  # the other pair was done
+    assert matched(partial(counted_rule, ratio=0.9)) == 0
+    pairs.append(("a", "c"))
+    assert matched(partial(counted_rule, ratio=0.9)) == 1
+    with open_hdf5(tmp_path / "f.h5", "r+") as file:
+        write_features(file, "c", read_features(file, "c")[:20])
+    assert matched(partial(counted_rule, ratio=0.9)) == 2
+    pairs.pop()
     strict = count()
     killed(partial(counted_rule, ratio=0.9))
     assert matched(counted_rule) == 2

@@ -66,6 +66,18 @@ def test_angles_come_back(tmp_path: Path) -> None:
         assert hdf5.read_features(file, "upright.jpg").angles is None
 
 
+def test_keypoints_in_half_precision_are_read_alike(tmp_path: Path) -> None:
+    """As hloc's option writes them; half a pixel added to these would be lost."""
+    with hdf5.open_hdf5(tmp_path / "f.h5", "w") as file:
+        hdf5.write_features(file, "a.jpg", some_features(7))
+        halves = file["a.jpg/keypoints"][()].astype(np.float16)
+        del file["a.jpg/keypoints"]
+        file["a.jpg/keypoints"] = halves
+        read = hdf5.read_keypoints(file, "a.jpg")
+        np.testing.assert_array_equal(read + 0.5, hdf5.read_features(file, "a.jpg").keypoints + 0.5)
+        assert hdf5.count_features(file, "a.jpg") == 7
+
+
 def test_features_are_in_hlocs_layout(tmp_path: Path) -> None:
     features = some_features(5)
     with hdf5.open_hdf5(tmp_path / "f.h5", "w") as file:

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from d2feat import hdf5
 from d2feat.cli import app
 from d2feat.errors import D2FeatError, InputError, ModelError
 from d2feat.features import Features
+from d2feat.images import digest
 from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
 from d2feat.sfm.colmap import pycolmap
 from d2feat.sfm.database import build_database
@@ -97,9 +99,26 @@ def write_reference(reference: Path, views: dict[str, View], focal: float = FOCA
 
 
 def add_exif(path: Path, orientation: int) -> None:
-    entry = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
-    jpeg = path.read_bytes()
-    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(entry) + 2) + entry + jpeg[2:])
+    """Give a JPEG, PNG or TIFF file an orientation."""
+    tiff = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
+    file = path.read_bytes()
+    if path.suffix == ".jpg":
+        entry = b"Exif\0\0" + tiff
+        file = file[:2] + b"\xff\xe1" + struct.pack(">H", len(entry) + 2) + entry + file[2:]
+    elif path.suffix == ".png":
+        chunk = b"eXIf" + tiff
+        length, check = struct.pack(">I", len(tiff)), struct.pack(">I", zlib.crc32(chunk))
+        file = file[:33] + length + chunk + check + file[33:]  # after the header
+    else:
+        # The directory, in numerical order of its tags, goes to the end.
+        (start,) = struct.unpack_from("<I", file, 4)
+        (count,) = struct.unpack_from("<H", file, start)
+        entries = [file[start + 2 + 12 * i :][:12] for i in range(count)]
+        entries.append(struct.pack("<HHII", 0x0112, 3, 1, orientation))
+        entries.sort(key=lambda entry: int.from_bytes(entry[:2], "little"))
+        directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+        file = file[:4] + struct.pack("<I", len(file)) + file[8:] + directory
+    path.write_bytes(file)
 
 
 # ---- the model
@@ -255,6 +274,109 @@ def test_features_and_matches_of_others_are_taken(
     matching, count = methods.D2NET_MATCHING, methods.D2NET_INLIERS
     other = methods.Method("of others", extract, matching, count)  # type: ignore[arg-type]
     assert reconstruct(folder, tmp_path, other).figures == result.figures
+
+
+def keep_best(path: Path, count: int) -> None:
+    """Other features in a file of features: the best of each photo."""
+    with hdf5.open_hdf5(path, "r+") as file:
+        for name in hdf5.image_names(file):
+            hdf5.write_features(file, name, hdf5.read_features(file, name)[:count])
+
+
+def test_matches_of_other_features_are_an_error(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    for name in ("features.h5", "matches.h5"):
+        shutil.copy(built[0] / name, tmp_path)
+    keep_best(tmp_path / "features.h5", 100)
+    with pytest.raises(InputError, match=r"matches\.h5: the matches of .* are of other features"):
+        reconstruct(folder, tmp_path, method())
+    assert not (tmp_path / "database.db").exists()
+
+
+def test_what_was_made_of_replaced_features_is_refused(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    keep_best(out / "features.h5", 300)
+    described = (out / "global.h5").read_bytes()
+    with pytest.raises(InputError, match=r"used for matches\.h5, database\.db, sparse in .*; remove these"):
+        reconstruct(folder, out, method())
+    assert (out / "global.h5").read_bytes() == described
+    with pytest.raises(InputError, match=r"a\.png has 300 keypoints, 400 in the model"):
+        Map(out)
+    shutil.rmtree(out / "sparse")
+    (out / "database.db").unlink()
+    with pytest.raises(InputError, match=r"used for matches\.h5 in"):
+        reconstruct(folder, out, method())
+    (out / "matches.h5").unlink()
+    assert reconstruct(folder, out, method()).figures.registered == 5
+    with hdf5.open_hdf5(out / "matches.h5", "r+") as file:
+        del file["a.png/b.png/matching_scores0"]
+    with pytest.raises(InputError, match=r"matches\.h5 was replaced .* for database\.db, sparse"):
+        reconstruct(folder, out, method())
+
+
+def test_photos_that_changed_are_refused(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    """Though their sizes did not."""
+    out, changed = tmp_path / "out", tmp_path / "photos"
+    shutil.copytree(folder, changed)
+    shutil.copytree(built[0], out)
+    file = bytearray((changed / "e.png").read_bytes())
+    file[-1] ^= 1
+    (changed / "e.png").write_bytes(file)
+    with pytest.raises(InputError, match=r"other settings \(photos\)"):
+        reconstruct(changed, out, method())
+
+
+def test_a_photo_that_cannot_be_read_costs_nothing_of_the_others(tmp_path: Path) -> None:
+    folder, out, settings = tmp_path / "photos", tmp_path / "out", {"method": "D2-Net"}
+    write_views(folder, {name: render(40) for name in ("a.png", "b.png")})
+    (folder / "c.png").write_text("no")
+    extracted = []
+
+    def extract(photo: photos.Photo) -> Features:
+        extracted.append(photo)
+        return methods.sift(10).extract(photo)
+
+    def run() -> None:
+        digests = {name: digest(folder / name) for name in photos.find_photos(folder)}
+        camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=288, height=216, params=[300, 144, 108])
+        stages.claim(out, settings, {"photos": digests})
+        stages.extract_photos(
+            folder, digests, dict.fromkeys(digests, camera), methods.Method("D2-Net", extract), out
+        )
+
+    with pytest.raises(InputError, match=r"c\.png is not an image"):
+        run()
+    assert len(extracted) == 2
+    cv2.imwrite(str(folder / "b.png"), render(50).image)
+    (folder / "c.png").unlink()
+    run()
+    assert len(extracted) == 3  # the one that changed
+    with hdf5.open_hdf5(out / "features.h5") as file:
+        assert hdf5.image_names(file) == ["a.png", "b.png"]
+    (folder / "b.png").unlink()
+    with pytest.raises(InputError, match=r"other settings \(photos\)"):
+        run()
+
+
+def test_known_cameras_of_another_size_are_an_error(
+    built: tuple[Path, Result], views: dict[str, View], tmp_path: Path
+) -> None:
+    write_reference(tmp_path / "reference", views)
+    half = {name: replace(view, image=cv2.resize(view.image, (144, 108))) for name, view in views.items()}
+    write_views(tmp_path / "photos", half)
+    said = r"a\.png has 144 x 108 pixels, its known camera 288 x 216"
+    with pytest.raises(InputError, match=said):
+        reconstruct(tmp_path / "photos", tmp_path / "out", method(), reference=tmp_path / "reference")
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=288, height=216, params=[300, 144, 108])
+    with Map(built[0]) as place:
+        (found,) = localize_photos(place, {tmp_path / "photos/a.png": camera}, method())
+    assert found.pose is None
+    with pytest.raises(InputError, match=said):
+        raise found.error or AssertionError
 
 
 def test_what_cannot_be_reconstructed_is_a_clear_error(tmp_path: Path, folder: Path) -> None:
@@ -475,6 +597,57 @@ def test_a_folder_without_a_model_is_an_error(built: tuple[Path, Result], tmp_pa
         Map(tmp_path / "out")
 
 
+def test_a_damaged_folder_is_an_error(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    whole = (out / "sparse/points3D.bin").read_bytes()
+    for length in (0, 1000):
+        (out / "sparse/points3D.bin").write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"COLMAP cannot read a model in .*: points3D\.bin is cut off"):
+            Map(out)
+    (out / "sparse/points3D.bin").write_bytes(whole)
+    (out / "sparse/images.bin").write_bytes(bytes(8))
+    with pytest.raises(InputError, match="COLMAP cannot read a model in"):
+        Map(out)
+    for content in ("", "[]", "{"):
+        (out / "settings.json").write_text(content)
+        for command in (lambda: Map(out), lambda: reconstruct(folder, out, method())):
+            with pytest.raises(InputError, match=r"settings\.json is damaged"):
+                command()
+
+
+def test_names_that_are_not_utf8_are_an_error(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    try:
+        shutil.copy(folder / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    with pytest.raises(InputError, match=r"rename 'caf\\udce9\.png'"):
+        photos.find_photos(tmp_path)
+    poses = tmp_path / "poses.txt"
+    query = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    command = ["localize", str(built[0]), query, str(folder / "a.png"), "-o", str(poses), "--provider", "cpu"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "skipped 'caf\\udce9.png': its name is not UTF-8" in done.output
+    assert [line.split()[0] for line in poses.read_text().splitlines()] == ["a.png"]
+
+
+def test_photos_of_one_name_are_told_apart(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
+    for name in ("qa/1.png", "qb/1.png", "2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "a.png", tmp_path / name)
+    lines = [f"{name} SIMPLE_PINHOLE 288 216 300 144 108\n" for name in ("qa/1.png", "qb/1.png", "2.png")]
+    (tmp_path / "queries.txt").write_text("".join(lines))
+    queries = read_queries(tmp_path / "queries.txt", tmp_path)
+    with Map(built[0]) as place:
+        found = [one.name for one in localize_photos(place, queries, method(), tmp_path)]
+        given = [one.name for one in localize_photos(place, queries, method())]
+    assert found == ["qa/1.png", "qb/1.png", "2.png"]
+    assert given == [str(tmp_path / "qa/1.png"), str(tmp_path / "qb/1.png"), "2.png"]
+
+
 @pytest.mark.parametrize("line", ["q.png", "q.png PINHOLE 288 216 300", "q.png NONE 288 216 300 1 1"])
 def test_a_list_of_queries_that_is_none_is_an_error(tmp_path: Path, line: str) -> None:
     (tmp_path / "queries.txt").write_text(f"# a comment\n{line}\n")
@@ -549,22 +722,34 @@ def test_pairs_are_read_in_the_photos_order(tmp_path: Path) -> None:
 # ---- photos and methods
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 @pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
 def test_photos_are_upright_and_their_points_are_those_of_the_file(
-    tmp_path: Path, orientation: int, quarters: int
+    tmp_path: Path, suffix: str, orientation: int, quarters: int
 ) -> None:
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    path = tmp_path / "photo.jpg"
+    path = (tmp_path / "photo").with_suffix(suffix)
     cv2.imwrite(str(path), image)
+    stored = cv2.imread(str(path))
     add_exif(path, orientation)
     photo = photos.read_photo(path)
     assert photo.quarters == quarters
-    np.testing.assert_array_equal(photo.upright, cv2.imread(str(path)))
-    stored = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    np.testing.assert_array_equal(photo.upright, np.rot90(stored, quarters))
     assert photo.stored_size == (60, 40)
     for x, y in ((0, 0), (5, 2), (17, 31)):
         u, v = photo.to_stored(np.array([[x, y]], np.float32))[0].astype(int)
         np.testing.assert_array_equal(stored[v, u], photo.upright[y, x])
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(2, 0), (4, 2), (5, 3), (7, 1)])
+def test_mirrored_photos_are_turned_only(tmp_path: Path, orientation: int, quarters: int) -> None:
+    path = tmp_path / "photo.jpg"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    stored = cv2.imread(str(path))
+    add_exif(path, orientation)
+    photo = photos.read_photo(path)
+    assert photo.quarters == quarters
+    np.testing.assert_array_equal(photo.upright, np.rot90(stored, quarters))
 
 
 def test_photos_of_one_camera_share_it(folder: Path, tmp_path: Path) -> None:
@@ -574,8 +759,15 @@ def test_photos_of_one_camera_share_it(folder: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((60, 40, 3), np.uint8))
     assert len({id(camera) for camera in photos.cameras_of(tmp_path, ["a.png", "b.png"]).values()}) == 2
     (tmp_path / "c.png").write_text("no")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="is not an image"):
         photos.cameras_of(tmp_path, ["c.png"])
+
+
+def test_the_camera_of_a_photo_that_colmap_cannot_read_is_guessed(tmp_path: Path) -> None:
+    for name in ("a.png", "b.webp"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((40, 60, 3), np.uint8))
+    known, guessed = photos.cameras_of(tmp_path, ["a.png", "b.webp"]).values()
+    assert str(guessed) == str(known)
 
 
 def test_sifts_keypoints_are_in_opencvs_coordinates_and_within_the_budget() -> None:
@@ -599,11 +791,12 @@ def test_other_work_in_a_folder_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_the_commands(built: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out[/b]"
     shutil.copytree(built[0], out)
     run = CliRunner().invoke
     done = run(app, ["reconstruct", str(folder), "-o", str(out), *OPTIONS])
     assert done.exit_code == 0, done.output
+    assert f"wrote {out}: " in done.output
     rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line}
     assert rows["D2-Net"][1:5] == ["5", "/", "5", str(built[1].figures.points)]
     assert rows["SIFT"][1:4] == ["5", "/", "5"]

@@ -16,13 +16,13 @@ from rich.text import Text
 from ..errors import InputError
 from ..feature2d import D2Feature
 from ..hdf5 import image_names, open_hdf5
-from ..images import is_utf8
+from ..images import digest, is_utf8
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
 from ..pairs import match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
-from .parts import digest, join_parts, parts_folder, still_to_do
+from .parts import join_parts, parts_folder, still_to_do
 
 
 class Engine(StrEnum):
@@ -84,6 +84,7 @@ def extract(
     check_folder_of(out)
     if match not in ("", "all") and not Path(match).is_file():
         raise InputError(f"--match is a file of pairs or all; there is no file {match}")
+    pairs = [] if match in ("", "all") else read_pairs(Path(match), {*images, *_held(out)})
     detector = D2Feature(
         nfeatures,
         scales=None if multiscale else (1.0,),
@@ -104,9 +105,14 @@ def extract(
         console.print(f"[red]skipped[/red] {escape(f'{name}: {why}')}", soft_wrap=True)
     matches = out.with_name(f"{out.stem}-matches{out.suffix}")
     if match:
-        with open_hdf5(out) as file:
-            held = image_names(file)
-        pairs = list(itertools.combinations(held, 2)) if match == "all" else read_pairs(Path(match), held)
+        held = _held(out)
+        known = set(held)
+        if match == "all":
+            pairs = list(itertools.combinations(held, 2))
+        lacking = {pair for pair in pairs if not set(pair) <= known}
+        for one, two in sorted(lacking):
+            console.print(f"[red]not matched[/red] {escape(f'{one} {two}')}: no features", soft_wrap=True)
+        pairs = [pair for pair in pairs if pair not in lacking]
         with _progress() as progress:
             task = progress.add_task("matching", total=len(pairs))
             for done in match_pairs(pairs, out, matches):
@@ -118,6 +124,14 @@ def extract(
         )
     if failed:
         raise typer.Exit(1)
+
+
+def _held(out: Path) -> list[str]:
+    """Names of the images that a file of features holds; none of one that is not there yet."""
+    if not out.exists():
+        return []
+    with open_hdf5(out) as file:
+        return image_names(file)
 
 
 def _to_hdf5(

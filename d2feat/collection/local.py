@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..feature2d import D2Feature
-from .parts import digest, write_part
+from ..images import digest
+from .parts import write_part
 
 
 def extract_local(

@@ -1,12 +1,13 @@
 """From paths, folders and lists of files to images and their names."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from ..errors import InputError
 from ..hdf5 import stored_name
-from ..images import SUFFIXES
+from ..images import SUFFIXES, files_under
 from ..lists import read_lines
 
 TAKEN: Final = (*SUFFIXES, ".avif", ".jp2")
@@ -35,7 +36,7 @@ def find_images(sources: Sequence[Path]) -> dict[str, Path]:
         elif source.suffix.lower() == ".txt":
             named = _of_list(source)
         else:
-            named = [(source.resolve().relative_to(shared).as_posix(), source)]
+            named = [(_absolute(source).relative_to(shared).as_posix(), source)]
         for name, path in named:
             if name in found and found[name].resolve() != path.resolve():
                 raise InputError(f"{found[name]} and {path} would both be named {name}; give a folder above")
@@ -46,17 +47,21 @@ def find_images(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 def _shared_folder(files: Sequence[Path]) -> Path:
-    folders = [path.resolve().parent for path in files] or [Path()]
+    folders = [_absolute(path).parent for path in files] or [Path()]
     shared = folders[0]
     while not all(folder.is_relative_to(shared) for folder in folders):
         shared = shared.parent
     return shared
 
 
+def _absolute(path: Path) -> Path:
+    """Without . and .., but with links as they are named: two may lead to one file."""
+    return Path(os.path.normpath(path.absolute()))
+
+
 def _of_folder(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in TAKEN and path.is_file():
-            yield path.relative_to(folder).as_posix(), path
+    for path in files_under(folder, TAKEN):
+        yield path.relative_to(folder).as_posix(), path
 
 
 def _of_list(path: Path) -> Iterator[tuple[str, Path]]:

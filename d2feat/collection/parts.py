@@ -1,26 +1,34 @@
 """What is done survives a kill: each image's features are a file of their own until all are joined.
 
-``features.h5.parts/`` holds one HDF5 file an image, written whole or not at all. When all images are done
-they are joined into ``features.h5``, which takes its place whole or not at all, and the folder goes.
+``features.h5.parts/`` holds one HDF5 file an image, written whole or not at all. When all images of a run are
+done they are joined into ``features.h5``, which takes its place whole or not at all. Parts of other runs,
+killed or at work, stay; the folder goes with the last of them. Of two runs one waits while the other joins.
 
 With each image's features is the digest of its file. What is done is what has the digest that the file has
 now: other files under the same name are extracted anew, and so are images of releases that noted no digest.
 """
 
+import contextlib
 import hashlib
-import shutil
-from collections.abc import Collection, Mapping
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from ..errors import D2FeatError, InputError
 from ..features import Features
 from ..hdf5 import image_names, open_hdf5, pack, replacing, write_features
+from ..images import digest
 
 SETTINGS = "d2feat"
 """Attribute of each image's group: how its features were made."""
 
 DIGEST = "image_sha256"
 """Attribute of each image's group: of which file."""
+
+STALE = 10
+"""Seconds after which a file that is half written is a killed run's: writing takes milliseconds."""
 
 
 def parts_folder(out: Path) -> Path:
@@ -33,15 +41,6 @@ def part_path(folder: Path, name: str) -> Path:
     return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.h5"
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or "" where there is none that can be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
 def write_part(folder: Path, name: str, features: Features, settings: str, image: str) -> None:
     """Write the features of one image, whole or not at all.
 
@@ -52,6 +51,7 @@ def write_part(folder: Path, name: str, features: Features, settings: str, image
         D2FeatError: the file cannot be written.
     """
     try:
+        folder.mkdir(exist_ok=True)  # another run of the same output removes it when it is empty
         with replacing(part_path(folder, name)) as file:
             write_features(file, name, features)
             file[name].attrs[SETTINGS] = settings
@@ -69,20 +69,23 @@ def still_to_do(out: Path, images: Mapping[str, Path], settings: str) -> list[st
         InputError: what is there was made with other settings.
     """
     folder, held = parts_folder(out), dict[str, str]()
-    if out.exists():
-        with open_hdf5(out) as file:
-            names = image_names(file)
-            held = {name: file[name].attrs.get(DIGEST, "") for name in names if name in images}
-            for name in names[:1]:
-                _check_settings(out, file[name].attrs.get(SETTINGS), settings)
-    for part in sorted(folder.glob("*.h5"))[:1]:
-        with open_hdf5(part) as file:
-            _check_settings(folder, file[image_names(file)[0]].attrs.get(SETTINGS), settings)
-    return [name for name, path in images.items() if not _is_done(name, path, folder, held)]
+    with _alone(out):
+        if out.exists():
+            with open_hdf5(out) as file:
+                names = image_names(file)
+                if len(file) and not names:
+                    raise InputError(f"{out} holds something else than features of images; choose another -o")
+                held = {name: file[name].attrs.get(DIGEST, "") for name in names if name in images}
+                for name in names[:1]:
+                    _check_settings(out, file[name].attrs.get(SETTINGS), settings)
+        for part in sorted(folder.glob("*.h5"))[:1]:
+            with open_hdf5(part) as file:
+                _check_settings(folder, file[image_names(file)[0]].attrs.get(SETTINGS), settings)
+        return [name for name, path in images.items() if not _is_done(name, path, folder, held)]
 
 
 def join_parts(out: Path, names: Collection[str], outdated: Collection[str]) -> int:
-    """Join the parts of the images into `out`, beside what it holds, and remove them.
+    """Join the parts of the images into `out`, beside what it holds, and remove them; other parts stay.
 
     Args:
         names: images, the parts of which replace what `out` holds.
@@ -92,15 +95,48 @@ def join_parts(out: Path, names: Collection[str], outdated: Collection[str]) -> 
         How many images it holds then.
     """
     folder, held = parts_folder(out), set[str]()
-    if out.exists():
-        with open_hdf5(out) as file:
-            held = set(image_names(file))
-    new = {name: path for name in names if (path := part_path(folder, name)).exists()}
-    gone = held & {*new, *outdated}
-    if new or gone:
-        pack([*([out] if held else []), *new.values()], out, gone)
-    shutil.rmtree(folder, ignore_errors=True)
+    with _alone(out):
+        if out.exists():
+            with open_hdf5(out) as file:
+                held = set(image_names(file))
+        new = {name: path for name in names if (path := part_path(folder, name)).exists()}
+        gone = held & {*new, *outdated}
+        if new or gone:
+            pack([*([out] if held else []), *new.values()], out, gone)
+        for path in new.values():
+            path.unlink()
+        _remove_if_empty(folder)
     return len(held - gone) + len(new)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Wait until no other run on this machine joins parts into a file of this folder.
+
+    The lock is the system's, on the folder itself: it leaves no file, and ends with a process that is killed.
+    """
+    if sys.platform == "win32":  # which lets nobody replace a file that another has open
+        yield
+        return
+    import fcntl
+
+    folder = os.open(out.resolve().parent, os.O_RDONLY)
+    try:
+        # Some network file systems have no such locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder of parts, but for what other runs have in it."""
+    with contextlib.suppress(OSError):
+        for partial in folder.glob("*.partial"):
+            if time.time() - partial.stat().st_mtime > STALE:
+                partial.unlink()
+        folder.rmdir()
 
 
 def _is_done(name: str, path: Path, folder: Path, held: Mapping[str, str]) -> bool:
@@ -119,6 +155,8 @@ def _is_done(name: str, path: Path, folder: Path, held: Mapping[str, str]) -> bo
 
 
 def _check_settings(path: Path, found: str | None, settings: str) -> None:
+    if found is None:
+        raise InputError(f"{path} holds features that d2feat extract did not make; choose another -o")
     if found != settings:
         raise InputError(
             f"{path} holds features made with {found}, not {settings}; choose another -o, or remove it"

@@ -70,7 +70,11 @@ def reconstruct(
                     raise
                 console.print(f"{method.name}: {error}", markup=False, soft_wrap=True)
     console.print(_table(results))
-    console.print(f"wrote {out}: COLMAP's model is {out / 'sparse'}; see {out / 'model.png'}", soft_wrap=True)
+    console.print(
+        f"wrote {out}: COLMAP's model is {out / 'sparse'}; see {out / 'model.png'}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def localize(
@@ -114,7 +118,8 @@ def localize(
     skipped = 0
     with Map(folder) as place:
         made = {"nfeatures": FEATURES, "scales": (1.0,), **place.settings}
-        poses = localize_photos(place, wanted, methods.d2net(methods.detector_of(made, model, **asked)))
+        method = methods.d2net(methods.detector_of(made, model, **asked))
+        poses = localize_photos(place, wanted, method, photos)
         with _open_lines(out) as file:
             for found in poses:
                 file.write(benchmark_lines([found]))

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from .. import hdf5
+from ..errors import InputError
 from ..pairs import Pair
 from .colmap import pycolmap
 
@@ -35,6 +36,9 @@ def build_database(
         features, matches: open files in `d2feat.hdf5`'s layout.
         min_inliers: matches that must agree on a pair's geometry, or it has none.
         advance: called after each pair.
+
+    Raises:
+        InputError: matches are of other features.
     """
     partial = path.with_name(path.name + ".partial")
     for stale in path.parent.glob(partial.name + "*"):  # SQLite's journals, too
@@ -44,6 +48,7 @@ def build_database(
         ids = {name: number for number, name in enumerate(cameras, 1)}
         for one, two in pairs:
             found, _ = hdf5.read_matches(matches, one, two)
+            _check_matches(found, (one, two), keypoints, matches)
             geometry = verify(cameras[one], keypoints[one], cameras[two], keypoints[two], found, min_inliers)
             database.write_matches(ids[one], ids[two], found.astype(np.uint32))
             database.write_two_view_geometry(ids[one], ids[two], geometry)
@@ -69,6 +74,17 @@ def verified_pairs(path: Path) -> dict[Pair, int]:
         ids, counts = database.read_two_view_geometry_num_inliers()
     pairs = (sorted(names[i] for i in pycolmap.pair_id_to_image_pair(pair)) for pair in ids)
     return {(one, two): count for (one, two), count in zip(pairs, counts, strict=True) if count}
+
+
+def _check_matches(found: Any, pair: Pair, keypoints: dict[str, Any], matches: Any) -> None:
+    """Raise InputError if M x 2 matches name keypoints that are not there: COLMAP would read beyond them."""
+    for name, indices in zip(pair, found.T, strict=True):
+        if len(indices) and indices.max() >= len(keypoints[name]):
+            raise InputError(
+                f"{matches.file.filename}: the matches of {' and '.join(pair)} are of other features: they "
+                f"name keypoint {indices.max()} of {name}, which has {len(keypoints[name])}; "
+                "remove the file, or put its features back"
+            )
 
 
 def _write_photos(database: Any, cameras: dict[str, Any], features: Any) -> dict[str, Any]:

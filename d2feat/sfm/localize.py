@@ -1,6 +1,6 @@
 """Cameras of further photos against a reconstruction."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,16 @@ import numpy.typing as npt
 from .. import hdf5
 from ..errors import InputError
 from ..features import Features
+from ..images import is_utf8
 from ..lists import read_lines
 from ..pairs import match_features
 from .colmap import pycolmap
 from .database import SEED
 from .mapping import read_model
 from .methods import Method, model_name
-from .photos import cameras_of, read_photo
+from .photos import cameras_of, check_size, read_photo
 from .retrieval import global_descriptor, nearest_photos
-from .stages import FEATURES, SETTINGS
+from .stages import FEATURES, read_settings
 
 NEAREST: Final = 20
 """Photos of the reconstruction that a query is matched with."""
@@ -38,10 +39,10 @@ class Localized:
     """The camera of one query.
 
     Attributes:
-        name: as it stands in the benchmark's file.
+        name: as it stands in the benchmark's file; with its folders where other photos are named alike.
         pose: `pycolmap.Rigid3d`, world to camera, or None if none was found.
         inliers, correspondences: 2D-3D matches that agree with it, and all.
-        error: why the photo could not be read, or None.
+        error: why the photo could not be used, or None.
     """
 
     name: str
@@ -64,12 +65,12 @@ class Map:
         if not (folder / MODEL).is_dir():
             raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
         self.folder = folder
-        made = folder / SETTINGS
-        self.settings = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
+        self.settings = read_settings(folder)
         self.model = read_model(folder / MODEL) if model is None else model
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
         self._features = hdf5.open_hdf5(folder / FEATURES)
+        self._check_features()
         self._words = np.load(folder / WORDS)
         with hdf5.open_hdf5(folder / GLOBAL) as file:
             self._global = np.stack([file[name]["global_descriptor"][()] for name in self.names])
@@ -80,6 +81,18 @@ class Map:
 
     def __exit__(self, *_: object) -> None:
         self._features.close()
+
+    def _check_features(self) -> None:
+        """Raise InputError if the features are not those of which the model was made."""
+        for name in self.names:
+            points, keypoints = self.images[name].points2D, hdf5.read_keypoints(self._features, name)
+            same = len(points) == len(keypoints)
+            if not same or (len(points) and not np.allclose(points[0].xy, keypoints[0] + 0.5, atol=1e-2)):
+                raise InputError(
+                    f"{self.folder / FEATURES} is not the file that the model in {self.folder} was made of: "
+                    f"{name} has {len(keypoints)} keypoints, {len(points)} in the model, or others; put the "
+                    "file back, or reconstruct in another folder"
+                )
 
     def check(self, method: Method) -> None:
         """See that a method's features can be matched with those of the reconstruction.
@@ -173,25 +186,40 @@ def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
     return Localized(name, answer["cam_from_world"], answer["num_inliers"], len(points2d))
 
 
-def localize_photos(folder: Map, queries: dict[Path, Any], method: Method) -> Iterable[Localized]:
+def localize_photos(
+    folder: Map, queries: dict[Path, Any], method: Method, photos: Path = Path()
+) -> Iterable[Localized]:
     """`localize` each photo with its `pycolmap.Camera`; None is that of the map, or of EXIF.
 
-    A photo that cannot be read is one without a pose, with `Localized.error`.
+    A photo that cannot be read or is not of its camera's size is one without a pose, with `Localized.error`.
+
+    Args:
+        photos: folder that names are relative to, where those of files alone would be of several photos.
 
     Raises:
         InputError: the map was made with other features.
     """
     folder.check(method)  # at once, and not when the first photo's turn comes
-    return (_localize_photo(folder, path, known, method) for path, known in queries.items())
+    counts = Counter(path.name for path in queries)
+
+    def name(path: Path) -> str:
+        if counts[path.name] == 1:
+            return path.name
+        return (path.relative_to(photos) if path.is_relative_to(photos) else path).as_posix()
+
+    return (_localize_photo(folder, name(path), path, known, method) for path, known in queries.items())
 
 
-def _localize_photo(folder: Map, path: Path, known: Any, method: Method) -> Localized:
+def _localize_photo(folder: Map, name: str, path: Path, known: Any, method: Method) -> Localized:
+    if not is_utf8(name):
+        return Localized(ascii(name), None, 0, 0, InputError("its name is not UTF-8; rename it"))
     try:
         photo = read_photo(path)
         camera = known or folder.camera_like(cameras_of(path.parent, [path.name])[path.name])
+        check_size(path, photo, camera)
     except InputError as error:
-        return Localized(path.name, None, 0, 0, error)
-    return localize(folder, path.name, method.extract(photo), camera, method)
+        return Localized(name, None, 0, 0, error)
+    return localize(folder, name, method.extract(photo), camera, method)
 
 
 def read_queries(path: Path, photos: Path) -> dict[Path, Any]:

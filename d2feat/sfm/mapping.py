@@ -22,6 +22,10 @@ _FORWARD: Final = {
 where COLMAP's defaults (0.95, 16, 100, 1.5, 1.5) find no pair to begin with, or drop the points."""
 
 
+_POINT: Final = 51
+"""Bytes of a point in COLMAP's binary file, at least: without its track."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """What the paper reports of a reconstruction (section 5.2).
@@ -104,9 +108,16 @@ def read_model(folder: Path) -> Any:
     Raises:
         InputError: there is none that COLMAP can read.
     """
+    for path in folder.glob("*.bin"):
+        # Of one that is cut off COLMAP reads on in what is not there, as far as there is memory.
+        with path.open("rb") as file:
+            count = int.from_bytes(file.read(8), "little")
+        least = 8 + (_POINT * count if path.stem == "points3D" else 0)
+        if path.stat().st_size < least:
+            raise InputError(f"COLMAP cannot read a model in {folder}: {path.name} is cut off")
     try:
         return pycolmap.Reconstruction(folder)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError, MemoryError) as error:
         raise InputError(f"COLMAP cannot read a model in {folder}: {error}") from None
 
 

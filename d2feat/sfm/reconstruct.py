@@ -15,6 +15,7 @@ import numpy as np
 from .. import hdf5
 from ..errors import InputError
 from ..features import Floats
+from ..images import digest
 from ..pairs import Pair
 from .colmap import pycolmap
 from .database import build_database, verified_pairs
@@ -25,7 +26,7 @@ from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
 from .retrieval import PREVIEWED, SAMPLED, SAMPLES, global_descriptor, learn_words, preview
-from .stages import FEATURES, MATCHES, claim, extract_photos, match_photos
+from .stages import FEATURES, MATCHES, check_source, claim, extract_photos, match_photos
 
 DATABASE: Final = "database.db"
 PAIRS: Final = "pairs.txt"
@@ -73,8 +74,9 @@ def reconstruct(
             triangulated.
 
     Raises:
-        InputError: there are no photographs, `out` is among them, or it holds work with other settings; a
-            photo of `reference` is missing; the pairs or the reference cannot be read.
+        InputError: there are no photographs, `out` is among them, or it holds work with other settings or of
+            other features; a photo cannot be read, or one of `reference` is missing or of another size; the
+            pairs or the reference cannot be read.
         D2FeatError: COLMAP found no two photographs to begin with.
     """
     if pairing not in PAIRINGS and not Path(pairing).is_file():
@@ -90,7 +92,7 @@ def reconstruct(
         cameras, poses = read_cameras(reference)
         names = list(cameras)
         _check_photos(folder, names, reference)
-    sizes = {name: (folder / name).stat().st_size for name in names}
+    digests = {name: digest(folder / name) for name in names}
     rules = {
         "matching": method.matching,
         "min_inliers": method.min_inliers,
@@ -99,10 +101,14 @@ def reconstruct(
         "pairs": pairing if pairing in PAIRINGS else _digest(_pair_lines(listed(names, Path(pairing)))),
         "reference": "None" if poses is None else _digest(_camera_lines(cameras, poses)),
     }
-    claim(out, {"method": method.name, **method.settings, **rules, "photos": sizes})
-    extract_photos(folder, names, method, out, lambda done: progress("extraction", done, len(names)))
+    claim(out, {"method": method.name, **method.settings}, {**rules, "photos": digests})
+    extract_photos(
+        folder, digests, cameras, method, out, lambda done: progress("extraction", done, len(names))
+    )
+    check_source(out, FEATURES, (MATCHES, DATABASE, MODEL))
     pairs = choose_pairs(names, out, pairing)
     match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
+    check_source(out, MATCHES, (DATABASE, MODEL))
     seconds = {}
     for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
         with hdf5.open_hdf5(out / name) as file:
