@@ -30,6 +30,15 @@ FINE_BORDER: Final = 6
 FINE_FLOOR: Final = 1e-6
 """D2 scores enter the fine score with at least this value, so that order survives where they are 0."""
 
+CENTROID_RADIUS: Final = 2
+"""A fine detection's position is the mean place of a window of 2 * 2 + 1 pixels."""
+
+CENTROID_SPREAD: Final = 1.5
+"""Sigma, in pixels, of the Gaussian that weights the window about that mean."""
+
+CENTROID_STEPS: Final = 3
+"""How often it is centred on the mean before."""
+
 FLAT: Final = 1.0
 """Grey levels (of 255) by which some channel must vary about a fine detection: even surfaces have none."""
 
@@ -158,7 +167,7 @@ def cells_to_pixel_maps(cell_maps: Tensor, height: int, width: int, origin: floa
 def detect_fine(
     rows: Tensor, h: int, w: int, repeatability: Tensor, level: Tensor, origin: float
 ) -> Detections:
-    """Maxima of `fine_scores`, with a quadratic step between the pixels, ranked by `reliable`.
+    """Maxima of `fine_scores`, moved to the `centroid` of the score about them, ranked by `reliable`.
 
     Args:
         rows: (h w) x C dense map.
@@ -202,7 +211,7 @@ def fine_maxima(score: Tensor) -> Tensor:
 def refine_fine(
     score: Tensor, level: Tensor, x: Tensor, y: Tensor, above: Tensor | int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """N x 2 positions after the quadratic step, N scores, and whether N maxima at (x, y) are real peaks.
+    """N x 2 positions between the pixels, N scores, and whether N maxima at (x, y) are real peaks.
 
     Args:
         score: H x W, or those of several images one below the other.
@@ -211,16 +220,36 @@ def refine_fine(
         above: for each of N, rows of `score` and `level` that are above its image.
     """
     width = score.shape[1]
-    offsets = torch.tensor([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    reach = range(-CENTROID_RADIUS, CENTROID_RADIUS + 1)
+    offsets = torch.tensor([dy * width + dx for dy in reach for dx in reach])
     patches = _take(score, offsets.unsqueeze(1) + ((above + y) * width + x))
-    peak = peaks(patches)
+    values, left, right, over, under = patches[12], patches[11], patches[13], patches[7], patches[17]
     # A plateau is no peak, and rounding makes peaks of even surfaces.
-    real = ((peak.dxx < 0) | (peak.dyy < 0)) & varies(level, x, above + y)
-    step_x, step_y = peak.newton_step()
-    good = (peak.det > 0) & (step_x.abs() <= 1) & (step_y.abs() <= 1)
-    zero = torch.zeros_like(step_x)
-    pixels = torch.stack([x + torch.where(good, step_x, zero), y + torch.where(good, step_y, zero)], dim=1)
-    return pixels, patches[4], real
+    peaked = (left + right < 2 * values) | (over + under < 2 * values)
+    step_x, step_y = centroid(patches)
+    pixels = torch.stack([x + step_x, y + step_y], dim=1)
+    return pixels, values, peaked & varies(level, x, above + y)
+
+
+def centroid(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """(x, y) from the centres of 25 x ... patches (row-major 5x5) to where the score about them is centred.
+
+    The mean place, weighted by the squared score and a Gaussian about the mean before (mean shift, Comaniciu
+    and Meer 2002): what the window cuts off does not draw the mean to its middle. `training` asks the same
+    function to coincide (docs/training.md compares it with a quadratic step).
+    """
+    side = 2 * CENTROID_RADIUS + 1
+    place = (torch.arange(side, device=patches.device) - CENTROID_RADIUS).float()
+    place = place.view(-1, *[1] * (patches.ndim - 1))
+    weight = (patches / patches.amax(0, keepdim=True).clamp(min=1e-30)).square()
+    weight = weight.view(side, side, *patches.shape[1:])
+    x = y = torch.zeros_like(patches[0])
+    for _ in range(CENTROID_STEPS):
+        across, down = (torch.exp((place - at).square() * (-0.5 / CENTROID_SPREAD**2)) for at in (x, y))
+        near = weight * across * down.unsqueeze(1)
+        total = near.sum((0, 1)).clamp(min=1e-12)
+        x, y = (near.sum(0) * place).sum(0) / total, (near.sum(1) * place).sum(0) / total
+    return x, y
 
 
 def varies(level: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -165,24 +165,34 @@ def fine_level(dense: Tensor, fine: Tensor, level: Tensor, origin: float) -> tup
 
     maxima = s == F.max_pool2d(s[None, None], 7, 1, 3)[0, 0]
     maxima[:6], maxima[-6:], maxima[:, :6], maxima[:, -6:] = False, False, False, False
-    di, dj, dii, djj, dij = (d[0, 0] for d in differences(s[None, None]))
-    det = dii * djj - dij * dij
-    step_i, step_j = -(djj * di - dij * dj) / det, -(dii * dj - dij * di) / det
-    usable = (det > 0) & (step_i.abs() <= 1) & (step_j.abs() <= 1)
+    _, _, dii, djj, _ = (d[0, 0] for d in differences(s[None, None]))
     maxima &= (dii < 0) | (djj < 0)
     rows, columns, scores = [], [], []
     for y, x in torch.nonzero(maxima).tolist():
         around = level[0, :, y - 6 : y + 7 : 3, x - 6 : x + 7 : 3].flatten(1)
         if not bool((around.amax(1) - around.amin(1) >= 1.0).any()):
             continue
-        moved = bool(usable[y, x])
-        rows.append(y + float(step_i[y, x]) * moved if moved else float(y))
-        columns.append(x + float(step_j[y, x]) * moved if moved else float(x))
+        down, across = mean_shift(s[y - 2 : y + 3, x - 2 : x + 3])
+        rows.append(y + down)
+        columns.append(x + across)
         scores.append(float(s[y, x]))
     i, j, scores = torch.tensor(rows), torch.tensor(columns), torch.tensor(scores)
     length = dense[0].square().sum(dim=0, keepdim=True).sqrt()
     there = ((i - origin) / 4).clamp(0, h - 1), ((j - origin) / 4).clamp(0, w - 1)
     return i, j, scores * interpolate_at(length, *there)[:, 0]
+
+
+def mean_shift(window: Tensor) -> tuple[float, float]:
+    """From the middle of 5 x 5 scores to their mean place, in three steps: (rows, columns).
+
+    Each step weighs a place by its squared score and exp(-d^2 / (2 1.5^2)), d from the mean before.
+    """
+    i, j = torch.meshgrid(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0), indexing="ij")
+    mean_i, mean_j = torch.zeros(()), torch.zeros(())
+    for _ in range(3):
+        weight = window**2 * torch.exp(-((i - mean_i) ** 2 + (j - mean_j) ** 2) / (2 * 1.5**2))
+        mean_i, mean_j = (weight * i).sum() / weight.sum(), (weight * j).sum() / weight.sum()
+    return float(mean_i), float(mean_j)
 
 
 def shrink(image: Tensor, length: int) -> Tensor:

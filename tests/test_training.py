@@ -283,7 +283,7 @@ def test_all_zero_maps_give_no_nan() -> None:
         o.repeatability(score, score, shown, 8),
         o.repeatability(score, score, torch.zeros_like(shown), 8),
         o.coincidence(score, score, shown, 8, 4.0, 0.7, generator),
-        o.reprojection(score, score, points, truth, 4.0),
+        o.reprojection(score, score, points, truth),
         o.matchability(score, score, points, found, 1.5),
         o.multilevel(torch.ones(2, 5), (score, score), (dense, dense), points),
         policy((score, score), (dense, dense), truth, 8, 4.0, 0.07, generator),
@@ -361,7 +361,7 @@ def test_coincidence_and_repeatability_prefer_peaks_that_agree() -> None:
     assert float(o.peakiness(flat, 8)) == pytest.approx(1)
 
 
-def test_reprojection_measures_the_distance_of_soft_positions() -> None:
+def test_reprojection_measures_the_distance_of_centroids() -> None:
     grid = pixel_grid(32, 32, torch.device("cpu"))
 
     def blob(x: float, y: float) -> Tensor:
@@ -369,12 +369,12 @@ def test_reprojection_measures_the_distance_of_soft_positions() -> None:
 
     points = identity_points(torch.tensor([[[16.0, 16.0]]]))
     one = blob(16.25, 16.0).requires_grad_()
-    distance = o.reprojection(one, blob(15.75, 16.0), points, shifted(32), 1.0)
+    distance = o.reprojection(one, blob(15.75, 16.0), points, shifted(32))
     assert float(distance.detach()) == pytest.approx(0.5, abs=0.02)
     torch.autograd.backward(distance)
     assert one.grad is not None
     assert float(one.grad.abs().max()) > 0
-    moved = o.reprojection(blob(15.75, 16), blob(16.25, 16), points, shifted(32, 0.5), 1.0)
+    moved = o.reprojection(blob(15.75, 16), blob(16.25, 16), points, shifted(32, 0.5))
     assert float(moved) < 0.02
 
 

@@ -150,5 +150,5 @@ def _one_way(
         if weights.warped_target:
             terms["warped_target"] = labelling.warped_target(scores[0], warped, truth.shown)
     if weights.reprojection:
-        terms["reprojection"] = o.reprojection(*scores, peaks, truth, config.sharpness)
+        terms["reprojection"] = o.reprojection(*scores, peaks, truth)
     return terms

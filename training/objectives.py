@@ -304,31 +304,26 @@ def reprojection(
     score_second: Tensor,
     points: Points,
     truth: Correspondence,
-    sharpness: float,
-    radius: int = 3,
     reach: float = 3.0,
 ) -> Tensor:
     """Distance, px, of differentiable keypoints that belong together (ALIKED, Zhao et al. 2023, eq. 12).
 
-    A keypoint is the mean of softmax(sharpness log S) over a window about a detection; the first view's is
-    carried over and compared with the second's about the highest pixel there. Pairs apart by more than
-    `reach` do not belong together.
+    A keypoint is the `head.centroid` about a detection, as it will be found; the first view's is carried over
+    and compared with the second's about the highest pixel there. Pairs apart by more than `reach` do not
+    belong together.
     """
-    one = soft_argmax(score_first, points.first, sharpness, radius)
+    one = centroids(score_first, points.first)
     target, known = truth.at(one)
-    two = soft_argmax(score_second, nearest_peaks(score_second, points.second, radius), sharpness, radius)
+    two = centroids(score_second, nearest_peaks(score_second, points.second, head.FINE_RADIUS))
     distance = (target - two).square().sum(2).add(1e-6).sqrt()
     return mean_where(distance, points.valid & known & (distance.detach() < reach))
 
 
-def soft_argmax(score: Tensor, points: Tensor, sharpness: float, radius: int) -> Tensor:
-    """B x K x 2: mean position, under softmax(sharpness log S), of the window around each point."""
-    patch, corner = patches(score.clamp(min=TINY).log(), points, radius)
-    weight = torch.softmax(sharpness * patch, dim=2)
-    side = 2 * radius + 1
-    place = torch.arange(side * side, device=score.device)
-    offsets = torch.stack([place % side, place // side], dim=1).float()
-    return corner + weight @ offsets
+def centroids(score: Tensor, points: Tensor) -> Tensor:
+    """B x K x 2: where the score about each point is centred (`head.centroid`)."""
+    patch, corner = patches(score, points, head.CENTROID_RADIUS)
+    steps = head.centroid(patch.movedim(2, 0))
+    return corner + head.CENTROID_RADIUS + torch.stack(steps, dim=2)
 
 
 def found_again(score_second: Tensor, points: Points, matched: Tensor, within: float) -> Tensor:
