@@ -56,6 +56,13 @@ def decode(content: bytes, flags: int) -> Image | None:
     return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None  # type: ignore[return-value]
 
 
+def is_image_name(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:
+    """Whether a file's name, with or without folders, ends as an image's does, in upper or lower case."""
+    path = Path(name)
+    # macOS writes what it knows of a.jpg to ._a.jpg, on disks of others too.
+    return path.suffix.lower() in suffixes and not path.name.startswith("._")
+
+
 def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Image files in a folder and the subfolders that may be read, sorted; endings count in lower case.
 
@@ -74,8 +81,7 @@ def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
                 around = real.is_relative_to(root) or root.is_relative_to(real)
                 if real not in above and not (path.is_symlink() and around):
                     yield from walk(path, above | {real})
-            # macOS leaves files of this name, with no image, on disks of others.
-            elif path.suffix.lower() in suffixes and not path.name.startswith("._") and path.is_file():
+            elif is_image_name(path.name, suffixes) and path.is_file():
                 yield path
 
     return sorted(walk(folder, frozenset([root])))

@@ -223,7 +223,9 @@ def refine_fine(
     reach = range(-CENTROID_RADIUS, CENTROID_RADIUS + 1)
     offsets = torch.tensor([dy * width + dx for dy in reach for dx in reach])
     patches = _take(score, offsets.unsqueeze(1) + ((above + y) * width + x))
-    values, left, right, over, under = patches[12], patches[11], patches[13], patches[7], patches[17]
+    centre, side = len(offsets) // 2, len(reach)
+    values = patches[centre]
+    left, right, over, under = (patches[centre + step] for step in (-1, 1, -side, side))
     # A plateau is no peak, and rounding makes peaks of even surfaces.
     peaked = (left + right < 2 * values) | (over + under < 2 * values)
     step_x, step_y = centroid(patches)

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from ..errors import D2FeatError, InputError
-from ..images import SUFFIXES, Image, as_image, decode, read_image
+from ..images import Image, as_image, decode, is_image_name, read_image
 from .metrics import Floats, Size
 from .sequences import ImageSequence
 
@@ -171,8 +171,8 @@ def _names(photos: str | Path) -> list[str]:
             continue
         if path.suffix.lower() == ".tar":
             with _opened(path) as shard:
-                names += [f"{path}:{member}" for member in shard.getnames() if _is_image(member)]
-        elif _is_image(path.name):
+                names += [f"{path}:{member}" for member in shard.getnames() if is_image_name(member)]
+        elif is_image_name(path.name):
             names.append(str(path))
     if not names:
         raise InputError(f"no photographs in {source}")
@@ -215,8 +215,3 @@ def _read_skimage(name: str) -> Image:
         ) from error
     image = np.asarray(getattr(data, name)())
     return as_image(image[..., ::-1] if image.ndim == 3 else image)
-
-
-def _is_image(name: str) -> bool:
-    # macOS writes what it knows of a.jpg to ._a.jpg.
-    return Path(name).suffix.lower() in SUFFIXES and not Path(name).name.startswith("._")

@@ -1,9 +1,7 @@
 """What the pipeline runs on: D2-Net, or COLMAP's SIFT beside it, each with its own rule of matching."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import cv2
@@ -12,6 +10,7 @@ import numpy as np
 from ..errors import ModelError
 from ..feature2d import D2Feature, create
 from ..features import Features
+from ..images import digest
 from ..model import DEFAULT, available_models
 from ..orientation import turned
 from .colmap import pycolmap
@@ -63,7 +62,7 @@ def d2net(detector: D2Feature) -> Method:
 
     sizes = {"maxEdge": detector.getMaxEdge(), "maxSumEdges": detector.getMaxSumEdges()}
     settings = {
-        "model": _file_digest(detector._session.path),
+        "model": digest(detector._session.path),
         "nfeatures": detector.getNFeatures(),
         "scoreThreshold": detector.getScoreThreshold(),
         "scales": detector.getScales(),
@@ -98,19 +97,15 @@ def detector_of(settings: dict[str, Any], model: str = DEFAULT, **asked: Any) ->
     return create(**{**made, **asked}, model=model)
 
 
-def model_at_hand(digest: str) -> str | None:
+def model_at_hand(sha256: str) -> str | None:
     """The name of the model whose file has this SHA-256, or None."""
     paths = available_models().items()
-    return next((name for name, path in paths if _file_digest(path) == digest), None)
+    return next((name for name, path in paths if digest(path) == sha256), None)
 
 
-def model_name(digest: str) -> str:
+def model_name(sha256: str) -> str:
     """What to call the model whose file has this SHA-256."""
-    return model_at_hand(digest) or f"the model of sha256 {digest[:12]}"
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return model_at_hand(sha256) or f"the model of sha256 {sha256[:12]}"
 
 
 def sift(nfeatures: int) -> Method:
