@@ -502,6 +502,11 @@ class D2Feature:
             raise InputError(f"write takes a path or a cv2.FileStorage, not {type(fs).__name__}")
         if name is not None:
             fs.startWriteStruct(name, cv2.FileNode_MAP)
+        self._write_parameters(fs)
+        if name is not None:
+            fs.endWriteStruct()
+
+    def _write_parameters(self, fs: cv2.FileStorage) -> None:
         fs.write("name", self.getDefaultName())
         fs.write("model", self._model)
         fs.write("nfeatures", self._nfeatures)
@@ -511,19 +516,20 @@ class D2Feature:
         fs.write("maxSumEdges", self._max_sum_edges)
         fs.write("tile", self._tile)
         fs.write("rotations", self._rotations)
-        if name is not None:
-            fs.endWriteStruct()
 
     @_cv2_call
     def read(self, fn: Any) -> None:
         """Read the parameters, model included, from a `cv2.FileNode` or a file of `write` or `save`."""
         if isinstance(fn, (str, os.PathLike)):
             with _opened(fn, cv2.FILE_STORAGE_READ) as storage:
-                root = storage.root()
-                self.read(root if not root.getNode("nfeatures").empty() else root.getNode("D2Feature"))
+                root, saved = storage.root(), storage.root().getNode("D2Feature")
+                self._read_parameters(root if saved.empty() else saved)
             return
         if not isinstance(fn, cv2.FileNode):
             raise InputError(f"read takes a path or a cv2.FileNode, not {type(fn).__name__}")
+        self._read_parameters(fn)
+
+    def _read_parameters(self, fn: cv2.FileNode) -> None:
         nodes = {key: fn.getNode(key) for key in ("name", "model", "nfeatures", "scoreThreshold", "scales")}
         nodes |= {key: fn.getNode(key) for key in ("maxEdge", "maxSumEdges", "tile", "rotations")}
         try:

@@ -229,6 +229,52 @@ def test_subclasses_copies_and_pickles(image: np.ndarray) -> None:
         assert np.array_equal(other.detectAndCompute(image, None)[1], made.detectAndCompute(image, None)[1])
 
 
+@pytest.mark.parametrize("name", ["SIFT", "ORB", "AKAZE", "KAZE", "BRISK"])
+def test_parameters_are_written_and_read(name: str, tmp_path: Path) -> None:
+    """Those that mean nothing to D2-Net, too, and files of the replaced detector."""
+    path = str(tmp_path / "parameters.yml")
+    kind = getattr(replacements, name)
+    others = {key: type(default)(3) for key, (_, default) in kind.parameters.items() if default is not None}
+    others.pop("descriptorType", None)
+
+    def parameters(detector: Any) -> dict[str, Any]:
+        getters = [f"get{accessor}" for accessor, _ in kind.parameters.values()]
+        return {getter: getattr(detector, getter)() for getter in getters if hasattr(detector, getter)}
+
+    with warnings.catch_warnings(), d2feat.installed(name.lower(), **OPTIONS):
+        warnings.simplefilter("ignore")
+        made, read = kind(**others), kind()
+        made.write(path)
+        assert parameters(read) != parameters(made)
+        read.read(path)
+        assert parameters(read) == parameters(made)
+        with pytest.raises(cv2.error, match="does not hold"):
+            replacements.SURF().read(path)
+    if not hasattr(cv2, f"{name}_create"):
+        pytest.skip(f"OpenCV {cv2.__version__} has no {name}: a file of it cannot be made")
+    real = getattr(cv2, f"{name}_create")()
+    storage = cv2.FileStorage(path, cv2.FILE_STORAGE_WRITE)
+    real.write(storage, "it")
+    storage.release()
+    storage = cv2.FileStorage(path, cv2.FILE_STORAGE_READ)
+    read.read(storage.getNode("nothing"))
+    assert parameters(read) == parameters(made)
+    read.read(storage.getNode("it"))
+    filed = parameters(real).keys() - {"getEnablePreciseUpscale", "getPatternScale"}
+    assert len(filed) > 1
+    for getter in filed:
+        assert getattr(read, getter)() == pytest.approx(getattr(real, getter)()), getter
+
+
+def test_descriptor_type_is_written_and_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "parameters.yml")
+    with d2feat.installed(**OPTIONS):
+        cv2.SIFT_create(descriptorType=cv2.CV_8U).write(path)
+        read = cv2.SIFT_create()
+        read.read(path)
+    assert read.descriptorType() == cv2.CV_8U
+
+
 # ---- results
 
 

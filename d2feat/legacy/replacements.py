@@ -62,6 +62,8 @@ class Replacement(D2Feature):
     """How many of them may be given by position."""
     bytelike: ClassVar[bool] = True
     """Whether descriptors are whole numbers of 0 to 255."""
+    filed: ClassVar[dict[str, str]] = {}
+    """What parameters are called in a `cv2.FileStorage`, where that is not their name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = {name: value for name, value in self._bind(args, kwargs).items() if value is not None}
@@ -132,6 +134,35 @@ class Replacement(D2Feature):
         """Name of the replaced class."""
         return f"Feature2D.{type(self).__name__}"
 
+    # ---- persistence, in the replaced detector's own terms as well
+
+    def _write_parameters(self, fs: cv2.FileStorage) -> None:
+        super()._write_parameters(fs)
+        for name, (accessor, _) in self.parameters.items():
+            value = self.getNFeatures() if accessor in BUDGETS else self._stored[accessor]
+            if accessor != "NFeatures" and isinstance(value, (int, float)):
+                fs.write(self._key(name), int(value) if isinstance(value, bool) else value)
+
+    def _read_parameters(self, fn: cv2.FileNode) -> None:
+        """Of a node that the replaced detector wrote, or that is missing, as that would: what is there."""
+        if not fn.getNode("model").empty():
+            super()._read_parameters(fn)
+        elif not fn.empty() and fn.getNode("name").string() != self.getDefaultName():
+            raise InputError(f"the node does not hold the parameters of {type(self).__name__}")
+        for name, (accessor, default) in self.parameters.items():
+            node = fn.getNode(self._key(name))
+            if not (node.isInt() or (node.isReal() and isinstance(default, float))):
+                continue
+            value = type(default)(node.real())
+            if accessor in BUDGETS:
+                self.setNFeatures(value)
+            else:
+                self._stored[accessor] = value
+
+    @classmethod
+    def _key(cls, name: str) -> str:
+        return cls.filed.get(name, name)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return new, (type(self),), self._state() | {"_stored": dict(self._stored)}
 
@@ -196,6 +227,7 @@ class KAZE(Replacement):
         "diffusivity": ("Diffusivity", 1),
     }
     positional = 6
+    filed: ClassVar = {"nOctaves": "octaves", "nOctaveLayers": "sublevels"}
     bytelike = False
     DIFF_PM_G1, DIFF_PM_G2, DIFF_WEICKERT, DIFF_CHARBONNIER = range(4)
 
@@ -214,6 +246,7 @@ class AKAZE(Replacement):
         "max_points": ("MaxPoints", -1),
     }
     positional = 8
+    filed: ClassVar = {"descriptor_type": "descriptor", "nOctaves": "octaves", "nOctaveLayers": "sublevels"}
     DESCRIPTOR_KAZE_UPRIGHT, DESCRIPTOR_KAZE, DESCRIPTOR_MLDB_UPRIGHT, DESCRIPTOR_MLDB = range(2, 6)
 
 
@@ -231,6 +264,7 @@ class BRISK(Replacement):
         "indexChange": ("IndexChange", None),
     }
     positional = 3
+    filed: ClassVar = {"thresh": "threshold"}
 
 
 class ORB(Replacement):
@@ -248,6 +282,7 @@ class ORB(Replacement):
         "fastThreshold": ("FastThreshold", 20),
     }
     positional = 9
+    filed: ClassVar = {"WTA_K": "wta_k"}
     HARRIS_SCORE, FAST_SCORE = range(2)
 
 

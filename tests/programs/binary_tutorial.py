@@ -27,9 +27,9 @@ near = [m for m in best if m.distance < 50]
 print(
     json.dumps(
         {
-            "inliers": int(mask.sum()),
+            "inliers": 0 if H is None else int(mask.sum()),
             "matches": len(good),
-            "H": H.tolist(),
+            "H": None if H is None else H.tolist(),
             "mutual": len(best),
             "near": len(near),
         }
