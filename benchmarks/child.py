@@ -1,6 +1,6 @@
 """One detector in a process of its own: how long until its first result, and how much memory at most.
 
-``python -m benchmarks.child METHOD WIDTH HEIGHT [TILE [IMAGES]]`` prints JSON.
+``python -m benchmarks.child METHOD WIDTH HEIGHT [TILE [NFEATURES [IMAGES]]]`` prints JSON.
 """
 
 import json
@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 
-def measure(method: str, width: int, height: int, tile: int = 0, images: int = 1) -> dict[str, float]:
+def measure(
+    method: str, width: int, height: int, tile: int = 0, nfeatures: int = 0, images: int = 1
+) -> dict[str, float]:
     """Run the method on images of one size in a new process.
 
     Returns:
-        ``start``: seconds from the start of Python's first line to the first result;
-        ``peak``: bytes of memory at most; ``imported``: at most until all was imported.
+        ``start``: seconds from the start of Python's first line to the first result, but for the time that
+        making the picture takes; ``peak``: bytes of memory at most; ``imported``: at most until all was
+        imported.
     """
-    command = [sys.executable, "-m", "benchmarks.child", method, *map(str, (width, height, tile, images))]
+    numbers = map(str, (width, height, tile, nfeatures, images))
+    command = [sys.executable, "-m", "benchmarks.child", method, *numbers]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 
@@ -29,24 +33,21 @@ def _peak() -> int:
     if status.exists():  # Linux counts the parent's memory into ru_maxrss
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _main(method: str, width: int, height: int, tile: int = 0, images: int = 1) -> None:
+def _main(method: str, width: int, height: int, tile: int = 0, nfeatures: int = 0, images: int = 1) -> None:
     start = time.perf_counter()
     import cv2
     import numpy as np
 
-    # No photograph, so that nothing but the detector is loaded: blurred noise is full of keypoints.
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    image = cv2.GaussianBlur(noise, (0, 0), 3)
-    run: Any
+    make: Any
     if method in ("SIFT", "ORB", "AKAZE"):
-        detector = getattr(cv2, f"{method}_create")()
-        imported = _peak()
 
-        def run() -> None:
-            detector.detectAndCompute(image, None)
+        def make() -> Any:
+            detector = getattr(cv2, f"{method}_create")()
+            return lambda: detector.detectAndCompute(image, None)
     elif method == "literal D2-Net":
         import onnx
 
@@ -54,20 +55,24 @@ def _main(method: str, width: int, height: int, tile: int = 0, images: int = 1) 
         from export.checkpoint import network_weights
         from tests.reference import extract
 
-        weights = network_weights(onnx.load(find_model("d2net")))
-        imported = _peak()
-
-        def run() -> None:
-            extract(image, weights, head="paper", descriptor_relu=True)
+        def make() -> Any:
+            weights = network_weights(onnx.load(find_model("d2net")))
+            return lambda: extract(image, weights, head="paper", descriptor_relu=True)
     else:
         import d2feat
 
-        imported = _peak()
-        ours = d2feat.create(scales=(1.0,), model=method, provider="cpu", tile=tile)
+        def make() -> Any:
+            detector = d2feat.create(nfeatures, scales=(1.0,), model=method, provider="cpu", tile=tile)
+            return lambda: detector.detectAndCompute(image)
 
-        def run() -> None:
-            ours.detectAndCompute(image)
-
+    imported = _peak()
+    paused = time.perf_counter()
+    # No photograph, so that nothing but the detector is loaded: blurred noise is full of keypoints.
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 3)
+    del noise
+    start += time.perf_counter() - paused
+    run = make()
     run()
     first = time.perf_counter() - start
     for _ in range(images - 1):

@@ -1,6 +1,7 @@
 """Pictures and entrants that the benchmarks share, and the tables that a run ends with."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cv2
@@ -70,9 +71,20 @@ def reference() -> Callable[[np.ndarray, tuple[float, ...]], Any]:
 
     torch.set_num_threads(usable_processors())
     weights = network_weights(onnx.load(find_model("d2net")))
-    return lambda image, scales: extract(
-        image, weights, head="paper", descriptor_relu=True, coordinates="upstream", scales=scales
-    )
+
+    @cache
+    def weights_on(device: torch.device) -> dict[str, torch.Tensor]:
+        return {
+            key: torch.tensor(value, dtype=torch.float32, device=device) for key, value in weights.items()
+        }
+
+    def run(image: np.ndarray, scales: tuple[float, ...]) -> Any:
+        there = weights_on(torch.get_default_device())
+        return extract(
+            image, there, head="paper", descriptor_relu=True, coordinates="upstream", scales=scales
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

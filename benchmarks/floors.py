@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from d2feat.processor import usable_processors
+from export.quantize import GROUP
 
 SIDE: Final = 2048
 RUNS: Final = 10
@@ -93,6 +94,8 @@ def _read_layers(model: Path) -> Iterator[tuple[float, bool]]:
     answers = next((t.dims[0] for t in body.initializer if t.name.endswith("fine.c.weight")), 1)
     hidden = math.isqrt(answers)  # the stride of the fine head
     for tensor in body.initializer:
+        if tensor.name.endswith("grouped_quantized"):  # the first layer; zeros in the groups do not count
+            yield 27.0 * tensor.dims[0] / GROUP, True
         name = re.search(r"(?:model\.(\d+)|fine\.([abcd]))\.weight", tensor.name)
         if name is None or len(tensor.dims) != 4:
             continue

@@ -29,5 +29,7 @@ def race(benchmark: Any, entrants: Mapping[str, Callable[[], Any]], *, rounds: i
             times[name].append(time.perf_counter() - start)
 
     benchmark.pedantic(ours, setup=before, rounds=rounds, iterations=1)
+    if benchmark.stats is None:  # --benchmark-disable: each was called, and nothing measured
+        return
     medians = {name: statistics.median(values) for name, values in times.items()}
     benchmark.extra_info.update(medians={first: benchmark.stats.stats.median, **medians}, **facts)

@@ -43,7 +43,8 @@ def test_gpu_one_image(
 
     def literal() -> Any:
         with torch.device("cuda"):
-            return reference(image, SINGLE).keypoints.cpu()
+            found = reference(image, SINGLE)
+            return found.keypoints.cpu(), found.descriptors.cpu()
 
     entrants: dict[str, Callable[[], Any]] = {
         "create_frames, one at a time": lambda: frames.extract([image])[0].to_opencv(),

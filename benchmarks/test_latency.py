@@ -77,10 +77,8 @@ def test_lite_beside_sift(benchmark: BenchmarkFixture, opencv: dict[str, Any], n
     )
 
 
-def test_growth_with_pixels(
-    benchmark: BenchmarkFixture, photo: Callable[[int, int], np.ndarray], models: list[str]
-) -> None:
-    """The fastest model at growing sizes."""
+def test_growth_with_pixels(benchmark: BenchmarkFixture, photo: Callable[[int, int], np.ndarray]) -> None:
+    """The default model at growing sizes."""
     detector = d2feat.create(2048, scales=SINGLE, provider="cpu")
     sizes = [(160, 120), (320, 240), (640, 480), (1280, 960)]
     images = {f"{width * height / 1e6:.3f}": photo(width, height) for width, height in sizes}

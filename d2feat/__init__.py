@@ -17,7 +17,7 @@ except ImportError as error:
     raise ImportError(
         f"d2feat needs OpenCV, which cannot be imported ({error}); install a flavour: "
         "pip install 'd2feat[opencv]', or opencv-python-headless on a server"
-    ) from error
+    ) from None
 
 from .affine import AffineFeature
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError

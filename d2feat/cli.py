@@ -1,5 +1,6 @@
 """The command ``d2feat``: match two images, a demonstration, what this installation is, and models."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -294,7 +295,7 @@ def _add_demo_row(table: Table, name: str, result: "Comparison") -> None:
         inliers, error = f"{len(result.fundamental)}*", "-"
     else:
         inliers = str(len(result.homography))
-        error = f"{result.corner_error:.2f} px" if result.homography.matrix is not None else "none found"
+        error = f"{result.corner_error:.2f} px" if math.isfinite(result.corner_error) else "none found"
     table.add_row(
         name,
         result.method,

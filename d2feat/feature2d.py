@@ -244,9 +244,12 @@ class D2Feature:
 
         On the CPU it is memory that is fetched; CUDA chooses algorithms for every new size; TensorRT builds
         its engine, which takes minutes, for the range of all sizes, and caches it.
+
+        Raises:
+            InputError: these are no sizes.
         """
         rng = np.random.default_rng(0)
-        for width, height in sizes:
+        for width, height in [_size(size) for size in sizes]:
             self.extract(rng.integers(0, 256, (height, width, 3), np.uint8))
 
     # ---- arrays instead of objects
@@ -713,6 +716,15 @@ def _whole(value: Any, name: str) -> int:
     if not -(2**31) <= whole < 2**31:
         raise InputError(f"{name} must fit in 32 bits, as OpenCV's numbers do, not {value!r}")
     return whole
+
+
+def _size(size: Any) -> tuple[int, int]:
+    if not isinstance(size, (Sequence, np.ndarray)) or len(size) != 2:
+        raise InputError(f"sizes are pairs (width, height) in a list, not {size!r}")
+    width, height = (_whole(edge, "width and height") for edge in size)
+    if width < 1 or height < 1:
+        raise InputError(f"width and height are at least 1, not {size!r}")
+    return width, height
 
 
 def _real(value: Any, name: str) -> float:

@@ -11,11 +11,12 @@ A GPU has two lanes for batches: while it computes one, another goes up or comes
 
 import contextlib
 import ctypes
+import logging
+import operator
 import os
 import queue
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +27,20 @@ from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError
 from .features import Features
 from .images import Image, as_image
 from .model import EXACT, FRAMES, find_model
-from .session import Provider, checked, first_provider, import_runtime, is_out_of_memory, run_stoppable, start
+from .session import (
+    Provider,
+    Started,
+    at_exit,
+    checked,
+    first_provider,
+    import_runtime,
+    is_out_of_memory,
+    run_stoppable,
+    start,
+)
 from .stream import Extraction, check_several, decode, failed, overlap, taken
+
+_LOG: Final = logging.getLogger("d2feat")
 
 LANES: Final = 2
 """Of a GPU, where a batch is more than one image: for one alone nothing else is waiting."""
@@ -72,11 +85,13 @@ def create_frames(
         ProviderError: the provider asked for cannot be had.
     """
     try:
-        width, height = map(int, size)
-        nfeatures, batch = int(nfeatures), int(batch)
+        width, height = map(operator.index, size)
+        nfeatures, batch = operator.index(nfeatures), operator.index(batch)
     except (TypeError, ValueError):
         given = f"{size!r}, {nfeatures!r} and {batch!r}"
-        raise InputError(f"size must be (width, height), nfeatures and batch numbers, not {given}") from None
+        raise InputError(
+            f"size must be (width, height), and all of it, nfeatures and batch whole numbers, not {given}"
+        ) from None
     halved = runs_on_gpu(provider) if half is None else half
     path = converted(
         "frames",
@@ -112,6 +127,7 @@ class FrameExtractor:
 
     Raises:
         ModelError: the file is missing, damaged, or another kind of model.
+        OutOfMemoryError: the device has too little memory for a batch.
         ProviderError: the provider asked for cannot be had.
     """
 
@@ -125,17 +141,19 @@ class FrameExtractor:
         self.size: tuple[int, int] = (width, height)
         self.nfeatures = lane.nfeatures
         self.provider = lane.provider
-        self._process = os.getpid()
+        self._path, self._process = path, os.getpid()
         lanes = [lane]
         if self.batch > 1 and self.provider in _DEVICES:
-            lanes += [_Lane(path, chosen, count) for _ in range(LANES - 1)]
+            with contextlib.suppress(OutOfMemoryError):  # fewer do as well
+                while len(lanes) < LANES:
+                    lanes.append(_Lane(path, chosen, count))
         self._lanes = len(lanes)
         self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for lane in lanes:
             self._free.put(lane)
 
     def extract(self, images: Sequence[Any]) -> list[Features]:
-        """Features of images, as `D2Feature.extract` finds them at one scale.
+        """Features of images, as `D2Feature.extract` finds them at one scale, without limits of the edges.
 
         Args:
             images: as for `detectAndCompute`, or paths of files; any number.
@@ -144,6 +162,7 @@ class FrameExtractor:
             InputError: an image is unusable or of another size; the message says which.
         """
         check_several(images)
+        images = images if isinstance(images, Sequence | np.ndarray) else list(taken(images))
         if len(images) > self.batch:
             return [found.features for found in self.stream(images)]
         return [found.features for found in self._extracted(0, images, self._decoded(images))]
@@ -159,9 +178,15 @@ class FrameExtractor:
         ) -> list[Extraction]:
             return self._extracted(place, sources, decoded.result())
 
+        def streamed() -> Iterator[Extraction]:
+            groups = _groups(taken(images), self.batch)
+            # Not chain.from_iterable, which cannot be closed.
+            with contextlib.closing(overlap(groups, self._decoded, extracted, self._lanes)) as batches:
+                for batch in batches:
+                    yield from batch
+
         check_several(images)
-        groups = _groups(taken(images), self.batch)
-        return chain.from_iterable(overlap(groups, self._decoded, extracted, self._lanes))
+        return streamed()
 
     def _decoded(self, sources: Sequence[Any]) -> list[Image | Exception]:
         found: list[Image | Exception] = []
@@ -204,24 +229,24 @@ class FrameExtractor:
             lane = self._free.get()
             try:
                 return lane.run(images, options)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise OutOfMemoryError(
-                        f"not enough memory for {self.batch} images of {self.size[0]} x {self.size[1]} at a "
-                        "time; make the extractor with a smaller batch"
-                    ) from error
-                raise D2FeatError(f"ONNX Runtime failed: {error}") from error
             finally:
                 self._free.put(lane)
 
         keypoints, scores, *descriptors = run_stoppable(call, apart=self.provider not in _DEVICES)
+        if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
+            raise ModelError(f"{self._path} returned keypoints that are no numbers: the file is damaged")
         found = []
         for i in range(len(images)):
             count = np.count_nonzero(scores[i] > 0)
-            ones = np.ones(count, np.float32)
-            found.append(
-                Features(keypoints[i, :count], scores[i, :count], ones, descriptors[i][:count], self.size)
+            one = Features(
+                keypoints[i, :count],
+                scores[i, :count],
+                np.ones(count, np.float32),
+                descriptors[i][:count],
+                self.size,
             )
+            # A copy, or an image with few features would hold on to the memory of many.
+            found.append(one if 2 * count > self.nfeatures else one[np.arange(count)])
         return found
 
 
@@ -240,11 +265,10 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, "d2feat-lane")
         self._thread.submit(self._open, path, provider, threads).result()
 
-    def _open(self, path: Path, provider: Any, threads: int) -> None:
-        started = start(path, provider, threads, frames=True)
+    def _open(self, path: Path, provider: Any, threads: int, captured: bool = True) -> None:
+        started = start(path, provider, threads, frames=captured)
         shapes = {**started.inputs, **started.outputs}
-        needed = {"images", *_OF_ALL, _OF_ONE.format(0)}
-        if started.properties.get("contract") != FRAMES or not shapes.keys() >= needed:
+        if started.properties.get("contract") != FRAMES or not _fit(shapes):
             raise ModelError(
                 f"{path} is no model for frames; make one with d2feat.create_frames, "
                 "or with: d2feat export --target frames"
@@ -252,7 +276,17 @@ class _Lane:
         self.shape: tuple[int, ...] = tuple(shapes["images"])
         self.nfeatures: int = shapes["scores"][1]
         self.provider = started.provider
-        device = _DEVICES.get(started.provider, "cpu")
+        self._device = _DEVICES.get(started.provider, "cpu")
+        try:
+            self._bind(started, shapes)
+        except Exception as error:
+            if self._device == "cpu" or not captured or is_out_of_memory(error):
+                raise self._failure(error) from error
+            _LOG.warning("%s runs without a CUDA graph: %s", path.name, error)
+            self._open(path, provider, threads, captured=False)
+
+    def _bind(self, started: Started, shapes: dict[str, list[Any]]) -> None:
+        device = self._device
         # What is bound must lie on the provider's device: from another it is copied once, and never again.
         chosen = started.session.get_provider_options().get(started.provider, {})
         number = int(chosen.get("device_id", 0)) if device != "cpu" else 0
@@ -273,7 +307,15 @@ class _Lane:
 
     def run(self, images: Sequence[Image], options: Any) -> list[Any]:
         """New arrays of keypoints, scores and each image's descriptors; past the last they mean nothing."""
-        return self._thread.submit(self._run, images, options).result()
+        try:
+            return self._thread.submit(self._run, images, options).result()
+        except Exception as error:
+            if at_exit(error):
+                raise SystemExit from None  # which ends a thread without a word
+            failure = self._failure(error)
+            if isinstance(failure, OutOfMemoryError) and self._device == "cpu":
+                self._thread.submit(self._give_memory_back).result()
+            raise failure from error
 
     def _run(self, images: Sequence[Image], options: Any) -> list[Any]:
         self._batch[: len(images)] = images
@@ -282,6 +324,40 @@ class _Lane:
         arrays = [output.numpy() for output in self._outputs]
         # On the CPU these are the outputs themselves, and so the next run's.
         return [array if array.flags.owndata else array.copy() for array in arrays]
+
+    def _give_memory_back(self) -> None:
+        """Free what the runtime's arena keeps of a run that failed for want of memory, by one that fails so.
+
+        Otherwise nothing is left, not even for a thread.
+        """
+        options = import_runtime().RunOptions()
+        options.log_severity_level = 4
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        with contextlib.suppress(Exception):  # the error that led here is the one to tell
+            self._session.run_with_iobinding(self._binding, options)
+
+    def _failure(self, error: Exception) -> D2FeatError:
+        """What to tell of a run that failed."""
+        images, height, width, _ = self.shape
+        if is_out_of_memory(error):
+            return OutOfMemoryError(
+                f"not enough memory for {images} images of {width} x {height} at a time; "
+                "make the extractor with a smaller batch"
+            )
+        return D2FeatError(f"ONNX Runtime failed: {error}")
+
+
+def _fit(shapes: dict[str, list[Any]]) -> bool:
+    """Whether the shapes of inputs and outputs by name are fixed, and those of a model for frames."""
+    images, scores = shapes.get("images", []), shapes.get("scores", [])
+    channels = shapes.get(_OF_ONE.format(0), [None])[-1]
+    fixed = all(isinstance(edge, int) and edge > 0 for edge in (*images, *scores, channels))
+    if not fixed or len(images) != 4 or images[3] != 3 or len(scores) != 2 or scores[0] != images[0]:
+        return False
+    batch, nfeatures = scores
+    wanted = {"keypoints": [batch, nfeatures, 2]}
+    wanted |= {_OF_ONE.format(i): [nfeatures, channels] for i in range(batch)}
+    return all(shapes.get(name) == shape for name, shape in wanted.items())
 
 
 def _keep_freed_memory() -> None:

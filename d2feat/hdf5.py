@@ -19,7 +19,9 @@ written by `replacing`, and long work as one such file a step, joined by `pack` 
 """
 
 import contextlib
+import io
 import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,12 +142,11 @@ def pair_name(name0: str, name1: str) -> str:
     return f"{flat_name(name0)}/{flat_name(name1)}"
 
 
-def open_hdf5(path: str | os.PathLike[str], mode: str = "r") -> Any:
-    """The `h5py.File` at `path`.
+def import_h5py() -> Any:
+    """The module.
 
     Raises:
-        D2FeatError: h5py is not installed.
-        InputError: there is no such file, or it is not HDF5.
+        D2FeatError: it is not installed.
     """
     try:
         import h5py
@@ -154,24 +155,70 @@ def open_hdf5(path: str | os.PathLike[str], mode: str = "r") -> Any:
             f"HDF5 files are read and written by h5py, which cannot be imported ({error}); "
             "pip install 'd2feat[sfm]'"
         ) from error
+    return h5py
+
+
+def open_hdf5(path: str | os.PathLike[str] | io.BytesIO, mode: str = "r") -> Any:
+    """The `h5py.File` at `path`, or in memory.
+
+    Raises:
+        D2FeatError: h5py is not installed.
+        InputError: there is no such file, or it is not HDF5.
+    """
+    h5py = import_h5py()
     try:
         return h5py.File(path, mode)
     except FileNotFoundError:
-        raise InputError(f"no HDF5 file at {os.fspath(path)}") from None
+        raise InputError(f"no HDF5 file at {path}") from None
     except OSError as error:
-        raise InputError(f"cannot open {os.fspath(path)} as HDF5: {error}") from None
+        raise InputError(f"cannot open {path} as HDF5: {error}") from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
-    """A new `h5py.File` that takes its place at `path` when all is written, whole or not at all."""
+    """A new `h5py.File`, in memory, that takes its place at `path` when it is made, whole or not at all.
+
+    In memory, for HDF5 crashes the interpreter when it exits after the disk was full.
+
+    Raises:
+        D2FeatError: it cannot be written.
+    """
+    content = io.BytesIO()
+    with open_hdf5(content, "w") as file:
+        yield file
+    with _taking_place(path) as partial:
+        partial.write_bytes(content.getbuffer())
+
+
+@contextlib.contextmanager
+def _taking_place(path: Path) -> Iterator[Path]:
+    """A path to write to; what is there then takes its place at `path`, after it is on the disk."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with open_hdf5(partial, "w") as file:
-            yield file
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
+    except D2FeatError:
+        raise
+    except (OSError, RuntimeError) as error:  # h5py's of a full disk is the latter
+        raise D2FeatError(
+            f"cannot write {path}: {error}; what is done is kept, the same command goes on with it"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is an HDF5 file at `path`; another is removed: a power loss may leave an empty one."""
+    if not path.exists():
+        return False
+    try:
+        open_hdf5(path).close()
+    except InputError:
+        path.unlink()
+        return False
+    return True
 
 
 def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> None:
@@ -181,8 +228,18 @@ def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> No
 
     Args:
         without: groups that are not taken from the first of the files, for others replace them.
+
+    Raises:
+        D2FeatError: it cannot be written.
     """
-    with replacing(path) as whole:
+    parts = list(parts)
+    needed, free = sum(part.stat().st_size for part in parts), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise D2FeatError(
+            f"no space for {path}: it takes {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free; "
+            "what is done is kept, the same command goes on with it"
+        )
+    with _taking_place(path) as partial, open_hdf5(partial, "w") as whole:
         for place, part in enumerate(parts):
             with open_hdf5(part) as file:
                 _merge(file, whole, () if place else without)

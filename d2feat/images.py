@@ -32,8 +32,8 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 def decode_file(path: Path, flags: int) -> Image:
     """The image file at `path` as `cv2.imread` reads it with `flags`, whatever its name.
 
-    OpenCV itself is not given the name: one that is not UTF-8 crashes the interpreter, and on Windows it
-    finds only those of the system's code page.
+    OpenCV itself is not given a name that is not UTF-8, which crashes the interpreter, and if it can be
+    helped no name at all: on Windows it finds only those of the system's code page.
 
     Raises:
         InputError: it is missing, or not an image.
@@ -46,6 +46,9 @@ def decode_file(path: Path, flags: int) -> Image:
         raise InputError(f"no image file at {path}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+    if image is None and is_utf8(os.fspath(path)):
+        # It takes what there is of a file that is cut off.
+        image = cv2.imread(os.fspath(path), flags)  # type: ignore[assignment]
     if image is None:
         raise InputError(f"{path} is not an image that OpenCV can read")
     return image

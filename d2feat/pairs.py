@@ -81,9 +81,9 @@ def match_pairs(
 
     What is done survives a kill: the pairs that share their first image are a file of their own, in
     ``OUT.parts``, until all are joined. The file's attribute ``seconds`` says how long it took.
-    A part, or a pair of an earlier `out`, is taken only if it was made of the same features by the same rule,
-    a digest of which is with it. A rule that is neither a function of a module nor a `functools.partial` of
-    one cannot be known again: all its pairs are matched.
+    Pairs of an earlier `out` are kept. A part, or such a pair, is taken only if it was made of the same
+    features by the same rule, a digest of which is with it. A rule that is neither a function of a module nor
+    a `functools.partial` of one cannot be known again: all its pairs are matched.
 
     Raises:
         InputError: there is no such file, it lacks an image of the pairs, or two names are one in the layout.
@@ -116,7 +116,7 @@ def match_pairs(
 
         for first, others in by_first.items():
             parts.append(folder / f"{key(first, *others)}.h5")
-            if not parts[-1].exists():
+            if not hdf5.is_whole(parts[-1]):
                 start = time.perf_counter()
                 with hdf5.replacing(parts[-1]) as part:
                     for second in others:
@@ -129,8 +129,27 @@ def match_pairs(
                         part[pair].attrs[MADE_OF] = made_of
                     part.attrs["seconds"] = time.perf_counter() - start
             yield len(others)
+        names = {hdf5.flat_name(name): name for name in hdf5.image_names(file)}
+        matched = {hdf5.pair_name(*pair) for pair in pairs}
+        kept = [
+            pair
+            for pair, group in _pair_groups(earlier)
+            if pair not in matched
+            and all(half in names for half in pair.split("/"))
+            and group.attrs.get(MADE_OF) == key(*(names[half] for half in pair.split("/")))
+        ]
+        if kept:
+            parts.append(folder / "kept.h5")
+            with hdf5.replacing(parts[-1]) as part:
+                for pair in kept:
+                    earlier.copy(pair, part, pair)
     hdf5.pack(parts, out)
     shutil.rmtree(folder)
+
+
+def _pair_groups(matches: Any) -> list[tuple[str, Any]]:
+    """Name and group of each pair of an open file of matches."""
+    return [(f"{one}/{two}", pair) for one, group in matches.items() for two, pair in group.items()]
 
 
 def _digest(features: Features) -> str:

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,41 @@ def _feeds(
     }
 
 
+class Runs:
+    """Runs of the network that are ended together: those going on, and those that would follow."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._options: set[Any] = set()
+
+    def enter(self) -> None:
+        """From now on the runs of this thread belong here as well."""
+        _of_thread.runs = self
+
+    def stop(self) -> None:
+        """End them; the runtime does so between two nodes of its graph. Nobody waits for that here."""
+        self.stopped = True
+        for options in tuple(self._options):
+            options.terminate = True
+
+    def __bool__(self) -> bool:
+        """Whether any are going on."""
+        return bool(self._options)
+
+    @contextlib.contextmanager
+    def holding(self, options: Any) -> Iterator[None]:
+        """While a run with these options goes on."""
+        self._options.add(options)
+        try:
+            yield
+        finally:
+            self._options.discard(options)
+
+
+_all = Runs()
+_of_thread = threading.local()
+
+
 def run_stoppable(call: Callable[[Any], Result], *, apart: bool) -> Result:
     """`call` with options for a run; it is stopped when the program exits or a signal's handler raises.
 
@@ -190,19 +225,18 @@ def run_stoppable(call: Callable[[Any], Result], *, apart: bool) -> Result:
     """
     options = import_runtime().RunOptions()
     options.log_severity_level = 4  # what goes wrong is raised
+    group: Runs = getattr(_of_thread, "runs", _all)
 
     def run() -> Result:
-        _running.add(options)
-        try:
-            if _exiting.is_set():
-                raise SystemExit  # which ends a thread without a word
-            return call(options)
-        except D2FeatError:
-            if _exiting.is_set():
-                raise SystemExit from None
-            raise
-        finally:
-            _running.discard(options)
+        with _all.holding(options), group.holding(options):
+            try:
+                if _all.stopped or group.stopped:
+                    raise SystemExit  # which ends a thread without a word
+                return call(options)
+            except D2FeatError:
+                if _all.stopped or group.stopped:
+                    raise SystemExit from None
+                raise
 
     if not apart or threading.current_thread() is not threading.main_thread():
         return run()
@@ -226,20 +260,17 @@ def _fulfil(result: Future[Result], function: Callable[[], Result]) -> None:
         result.set_exception(error)
 
 
-_running: set[Any] = set()
-"""Options of the runs going on, by which they can be stopped."""
-
-_exiting = threading.Event()
+def at_exit(error: Exception) -> bool:
+    """Whether a thread or executor takes no more work because the program is at its end."""
+    return isinstance(error, RuntimeError) and "shutdown" in str(error)
 
 
 @atexit.register
 def _stop_runs() -> None:
     """Let no daemon thread be inside the runtime when Python is finalised: that aborts the process."""
-    _exiting.set()
-    for options in tuple(_running):
-        options.terminate = True
+    _all.stop()
     deadline = time.monotonic() + _LONGEST_STOP
-    while _running and time.monotonic() < deadline:
+    while _all and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
@@ -314,13 +345,12 @@ def _abandon_inherited_sessions() -> None:
 
     The runtime's threads were not inherited; a session's destructor would wait for them for ever.
     """
-    global _lock
-    _lock = threading.Lock()
+    global _all, _lock
+    _lock, _all = threading.Lock(), Runs()
     for session in _alive:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
     _cache.clear()
     _in_use.clear()
-    _running.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -388,7 +418,7 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
 
     Raises:
         ModelError: ONNX Runtime does not load it.
-        ProviderError: the provider asked for cannot be had; the message says why and what to do.
+        OutOfMemoryError, ProviderError: the provider asked for cannot be had; the message says why.
     """
     runtime = import_runtime()
     wanted = _provider_list(runtime, provider)
@@ -398,21 +428,32 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")  # of what was checked
+    if wanted[0] == _CPU and not frames:
+        # A sixth (single precision) to a third (eight bits) of the memory less: the fine head reads the
+        # largest map at once, and it is not kept. Models for frames have an order that is better as it is.
+        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
     content = read_model(path)
     wanted = for_model(wanted, content)
-    session = None
-    if frames and wanted[0] != _CPU:
+
+    def load(providers: Sequence[Any]) -> Any:
+        # Without the runtime's own fallback: a run that fails would go on elsewhere without a word.
+        return runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+
+    first = _name(wanted[0])
+    session = refused = None
+    if frames and first != _CPU:
         try:
-            session = runtime.InferenceSession(
-                content, options, providers=for_frames(wanted), enable_fallback=0
-            )
+            session = load(for_frames(wanted))
         except Exception as error:
             _LOG.warning("%s runs without a CUDA graph: %s", path.name, error)
     try:
         if session is None:
-            # It prints what fails before it tries again on the CPU: no use where that is what failed.
-            again = int(wanted[0] != _CPU)
-            session = runtime.InferenceSession(content, options, providers=wanted, enable_fallback=again)
+            try:
+                session = load(wanted)
+            except Exception as error:
+                if first == _CPU:
+                    raise
+                refused, session = error, load([_CPU])  # so it was the provider's fault, not the model's
         properties = dict(session.get_modelmeta().custom_metadata_map)
         inputs = {value.name: value.shape for value in session.get_inputs()}
         outputs = {value.name: value.shape for value in session.get_outputs()}
@@ -420,11 +461,12 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
     except Exception as error:  # also of names that are no text
         raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
     got = session.get_providers()[0]
-    first = _name(wanted[0])
+    why = _why_not(runtime, first) if refused is None and got != first else str(refused)
     if got != first and provider != "auto":
-        raise ProviderError(f"{first} was asked for and did not load: {_why_not(runtime, first)}")
+        kind = OutOfMemoryError if refused is not None and is_out_of_memory(refused) else ProviderError
+        raise kind(f"{first} was asked for and did not load: {why}") from refused
     if provider == "auto" and got == _CPU and first != _CPU:
-        _LOG.warning("running on the CPU: %s did not load: %s", first, _why_not(runtime, first))
+        _LOG.warning("running on the CPU: %s did not load: %s", first, why)
     else:
         _LOG.info("%s runs on %s", path.name, got)
     _alive.add(session)

@@ -8,7 +8,7 @@ images of any size may follow each other.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ import numpy as np
 from .errors import D2FeatError, InputError
 from .features import Features, Floats
 from .images import read_image
+from .session import Runs, at_exit
 
 AHEAD: Final = 4
 """Images under way at most: decoded, in the network, or not yet taken by the caller."""
@@ -110,7 +111,8 @@ def check_several(images: Any) -> None:
     """
     one = isinstance(images, (str, bytes, os.PathLike, cv2.UMat))
     if isinstance(images, np.ndarray):
-        one = images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4)
+        several_of = 1 if images.dtype.kind in "UO" else 3  # paths or images; else pixels
+        one = images.ndim < several_of or (several_of == 3 == images.ndim and images.shape[2] <= 4)
     if one or not isinstance(images, Iterable):
         kind = type(images).__name__
         raise InputError(f"a list of images or paths is meant, not one {kind}: put it into a list")
@@ -140,7 +142,7 @@ def overlap(
     prepare: Callable[[Job], Any],
     process: Callable[[int, Job, "Future[Any]"], Result],
     lanes: int = 1,
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Prepare jobs in some threads and process them in others, ahead of who takes the results, in order.
 
     Args:
@@ -152,7 +154,8 @@ def overlap(
     waiting: deque[Future[Result]] = deque()
     broken: Exception | None = None
     decoders = ThreadPoolExecutor(DECODERS, "d2feat-decode")
-    network = ThreadPoolExecutor(lanes, "d2feat-network")
+    runs = Runs()
+    network = ThreadPoolExecutor(lanes, "d2feat-network", initializer=runs.enter)
     index = 0
     try:
         while True:
@@ -164,7 +167,13 @@ def overlap(
                 except Exception as error:  # what came before it is still owed
                     broken = error
                     break
-                waiting.append(network.submit(process, index, job, decoders.submit(prepare, job)))
+                try:
+                    prepared = decoders.submit(prepare, job)
+                    waiting.append(network.submit(process, index, job, prepared))
+                except RuntimeError as error:
+                    if at_exit(error):
+                        raise SystemExit from None  # which ends a thread without a word
+                    raise D2FeatError(f"no thread could be started: {error}") from error
                 index += 1
             if not waiting:
                 break
@@ -172,8 +181,9 @@ def overlap(
         if broken is not None:
             raise broken
     finally:
-        # The caller may have stopped early. Nobody waits for the threads: this may run in the garbage
-        # collector, in the midst of a thread's start, where joining another thread never returns.
+        # The caller may have stopped early, or pressed Ctrl-C. Nobody waits for the threads: this may run in
+        # the garbage collector, in the midst of a thread's start, where joining another never returns.
+        runs.stop()
         decoders.shutdown(wait=False, cancel_futures=True)
         network.shutdown(wait=False, cancel_futures=True)
 

@@ -27,11 +27,15 @@ def find_cameras(images: Sequence[Image], confidence: float = 1.0) -> tuple[list
     ]
     matcher = cv2.detail.BestOf2NearestMatcher_create(False, 0.3)
     matches = matcher.apply2(features)
-    matcher.collectGarbage()
     kept = [int(index) for index in np.ravel(cv2.detail.leaveBiggestComponent(features, matches, confidence))]
     if len(kept) < 2:
         raise SystemExit("no two of the images overlap")
-    # Both lists were cut to those that belong together.
+    if len(kept) < len(images):  # in C++ both lists are cut to these, in Python they are not
+        features = [features[index] for index in kept]
+        for place, one in enumerate(features):
+            one.img_idx = place
+        matches = matcher.apply2(features)
+    matcher.collectGarbage()
     found, cameras = cv2.detail_HomographyBasedEstimator().apply(features, matches, None)
     if not found:
         raise SystemExit("no cameras explain the matches")

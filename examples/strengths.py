@@ -75,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare D2-Net and SIFT under known changes.")
     parser.add_argument("-o", "--out", type=Path, default=Path(), help="folder for the pictures")
     out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
     detectors = {"D2-Net": d2feat.create(1000), "SIFT": cv2.SIFT_create(1000)}
     columns = "inliers | corner error | right matches off by"
     print(f"| change | D2-Net: {columns} | SIFT: {columns} |")

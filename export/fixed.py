@@ -38,6 +38,9 @@ TOGETHER: Final = 1 << 15
 SMALLEST: Final = 32
 """Pixels of the shorter side of `Frames`."""
 
+LARGEST: Final = 1 << 28
+"""Pixels that a batch has at most: of so many the first layer alone answers with 32 GB in half precision."""
+
 
 class FixedFeatures(NamedTuple):
     """K keypoints of each of B images, best first; where there are fewer, the last one is repeated, scored 0.
@@ -59,11 +62,11 @@ def fixed_features(dense: Tensor, repeatability: Tensor, levels: Tensor, nfeatur
 
     Args:
         dense: B x C x h x w, the dense maps.
-        repeatability: B x H x W, the fine maps.
+        repeatability: B x 1 x H x W, the fine maps.
         levels: B x 3 x H x W, the pixels (any offset).
         nfeatures: K.
     """
-    batch, height, width = repeatability.shape
+    batch, _, height, width = repeatability.shape
     channels, h, w = dense.shape[1:]
     origin = cell_origin("opencv")
     score = fine_scores(torch.vmap(d2_score_map)(dense), repeatability, origin)
@@ -138,7 +141,7 @@ class Frames(nn.Module):
         """
         levels = preprocess(images)
         dense, repeatability = self.net(levels)
-        found = fixed_features(dense, repeatability[:, 0], levels, self.nfeatures)
+        found = fixed_features(dense, repeatability, levels, self.nfeatures)
         return found.pixels, found.scores, *found.descriptors.unbind()
 
 
@@ -162,6 +165,10 @@ def build_frames(
         raise ValueError(f"frames are {SMALLEST} x {SMALLEST} pixels at least, not {width} x {height}")
     if batch < 1:
         raise ValueError(f"a batch has at least one image, not {batch}")
+    if batch * width * height > LARGEST:
+        raise ValueError(
+            f"{batch} images of {width} x {height} are more than the {LARGEST} pixels that a batch may have"
+        )
     check_fixed(checkpoint, size, nfeatures)
     model = export_static(
         Frames(checkpoint.net, nfeatures, half=half),

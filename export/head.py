@@ -172,12 +172,12 @@ def detect_fine(
     Args:
         rows: (h w) x C dense map.
         h, w: its size in cells.
-        repeatability: H x W fine map of the level.
+        repeatability: 1 x 1 x H x W fine map of the level.
         level: 3 x H x W, the level's pixels (any offset; only differences count).
         origin: pixel coordinate of cell 0's centre.
     """
     alpha = d2_scores(winner_patches(rows, h, w))
-    score = fine_scores(alpha[None], repeatability[None], origin)[0]
+    score = fine_scores(alpha[None], repeatability, origin)[0]
     y, x = torch.nonzero(fine_maxima(score[None])[0], as_tuple=True)
     y, x = y + FINE_BORDER, x + FINE_BORDER
     pixels, values, real = refine_fine(score, level, x, y)
@@ -192,11 +192,14 @@ def fine_scores(alpha: Tensor, repeatability: Tensor, origin: float) -> Tensor:
 
     Args:
         alpha: B x h x w, the `d2_scores` of each image.
-        repeatability: B x H x W fine maps.
+        repeatability: B x 1 x H x W fine maps.
         origin: pixel coordinate of cell 0's centre.
     """
-    height, width = repeatability.shape[1:]
-    return repeatability * cells_to_pixel_maps(alpha, height, width, origin).clamp(min=FINE_FLOOR)
+    height, width = repeatability.shape[2:]
+    d2 = cells_to_pixel_maps(alpha, height, width, origin).clamp(min=FINE_FLOOR)
+    # A reading of the fine map stands last, for of a product's factors ONNX Runtime computes first what the
+    # file has last: else the early maps, the largest, are kept until the trunk is done.
+    return repeatability[:, 0] * d2
 
 
 def fine_maxima(score: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class NativeFeature(nn.Module):
         mean = torch.tensor(MEAN_BGR).view(1, 3, 1, 1)
         level = torch.cat([image[:, 2:], image[:, 1:2], image[:, :1]], dim=1) * 255 - mean
         dense, repeatability = self.net(level)
-        pixels, scores, descriptors = fixed_features(dense, repeatability[:, 0], level, self.nfeatures)
+        pixels, scores, descriptors = fixed_features(dense, repeatability, level, self.nfeatures)
         if self.contract == "disk":
             return torch.floor(pixels + 0.5).long(), scores, descriptors
         side = torch.tensor(self.size, dtype=torch.float32)

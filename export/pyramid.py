@@ -115,7 +115,7 @@ class FineLevel(_DetectAndDescribe):
         """
         h, w, channels = cells.shape
         rows = cells.reshape(h * w, channels)
-        found = detect_fine(rows, h, w, repeatability.squeeze((0, 1)), level.squeeze(0), self.origin)
+        found = detect_fine(rows, h, w, repeatability, level.squeeze(0), self.origin)
         factor = image_size / level_size
         # Half pixels: a pixel of the level covers whole areas of the image.
         shift = torch.zeros_like(factor) if self.upstream else (factor - 1) / 2

@@ -214,7 +214,7 @@ def shrink(image: Tensor, length: int) -> Tensor:
 @torch.no_grad()
 def extract(
     image: np.ndarray,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray | Tensor],
     *,
     head: str,
     descriptor_relu: bool,
@@ -222,7 +222,7 @@ def extract(
     scales: Sequence[float] = (1.0,),
 ) -> Reference:
     """Keypoints and descriptors of an H x W x 3 uint8 BGR image, by the letter; on torch's default device."""
-    tensors = {key: torch.tensor(np.asarray(value, np.float32)) for key, value in weights.items()}
+    tensors = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in weights.items()}
     pixels = torch.tensor(image.astype(np.float32)) - torch.tensor([103.939, 116.779, 123.68])
     full = pixels.permute(2, 0, 1)[None]
     height, width = image.shape[:2]

@@ -8,12 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner, Result
 
 import d2feat
 from d2feat import doctor
-from d2feat.cli import app
+from d2feat.cli import _add_demo_row, app
+from d2feat.compare import Comparison, Estimate
 from d2feat.conversion import needed
+from d2feat.images import read_image
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -96,6 +99,25 @@ def test_unreadable_images(photographs: tuple[Path, Path], tmp_path: Path) -> No
     assert_one_line_error(invoke("match", tmp_path / "none.png", there), "none.png", "no image file")
     assert_one_line_error(invoke("match", there, text), "text.png", "not an image")
     assert_one_line_error(invoke("match", tmp_path, there), str(tmp_path), "folder")
+
+
+def test_of_a_file_that_is_cut_off_what_there_is_is_read(
+    photographs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    whole, part = tmp_path / "whole.jpg", tmp_path / "part.jpg"
+    cv2.imwrite(str(whole), cv2.imread(str(photographs[0])))
+    content = whole.read_bytes()
+    part.write_bytes(content[: len(content) // 2])
+    expected = cv2.imread(str(part))
+    assert expected is not None
+    np.testing.assert_array_equal(read_image(part), expected)
+
+
+def test_a_degenerate_homography_is_none_found() -> None:
+    table, points, none = Table(*"1234567"), np.zeros((4, 2), np.float32), np.zeros(4, bool)
+    estimate = Estimate(np.zeros((3, 3)), none)
+    _add_demo_row(table, "cat", Comparison("SIFT", (9, 9), points, points, estimate, estimate, np.inf, 1, 1))
+    assert list(table.columns[5].cells) == ["none found"]
 
 
 def test_what_cannot_be_done_is_said_before_the_work(photographs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -160,6 +160,32 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None
     assert not list(parts.glob("*.h5"))
 
 
+def test_a_part_that_lost_its_content_is_done_again(folder: Path, tmp_path: Path) -> None:
+    """As of a file system that lost its power."""
+    out, detector = tmp_path / "features.h5", create(model="d2net", nfeatures=100)
+    command = ["extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND]
+    assert invoke(*command).exit_code == 0
+    with open_hdf5(out) as file:
+        settings = file["a.png"].attrs["d2feat"]
+    out.unlink()
+    for name in ("a.png", "b.jpg"):
+        image = folder / name
+        write_part(parts_folder(out), name, detector.extract(cv2.imread(str(image))), settings, digest(image))
+    part_path(parts_folder(out), "a.png").write_bytes(b"")
+    result = invoke(*command)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 images extracted, 1 were done" in result.output
+    assert names_in(out) == ["a.png", "b.jpg"]
+
+    pairs, matches = [("a.png", "b.jpg")], tmp_path / "features-matches.h5"
+    assert list(match_pairs(pairs, out, matches)) == [1]
+    matches.unlink()
+    assert next(match_pairs(pairs, out, matches)) == 1  # and then it was killed
+    (part,) = parts_folder(matches).glob("*.h5")
+    part.write_bytes(b"")
+    assert list(match_pairs(pairs, out, matches)) == [1]
+
+
 def test_a_kill_between_joining_and_removing_loses_nothing(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.h5"
     invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND)
@@ -342,6 +368,19 @@ def test_pairs_are_matched(folder: Path, tmp_path: Path) -> None:
         assert len(read_matches(matches, "sub/d.png", "sub/c.webp")[0]) > 10
         with pytest.raises(d2feat.InputError):
             read_matches(matches, "b.jpg", "sub/a.png")
+    # Pairs of earlier lists are kept.
+    pairs.write_text("a.png sub/d.png\n")
+    assert "1 pairs" in invoke("extract", folder, "-o", out, *COMMAND, "--match", pairs).output
+    with open_hdf5(tmp_path / "features-matches.h5") as matches:
+        assert len(read_matches(matches, "a.png", "sub/d.png")[0])
+        np.testing.assert_array_equal(read_matches(matches, "a.png", "sub/a.png")[0], found)
+    # But not those of images that have changed.
+    shutil.copy(folder / "sub/c.webp", folder / "sub/a.png")
+    assert invoke("extract", folder, "-o", out, *COMMAND, "--match", pairs).exit_code == 0
+    with open_hdf5(tmp_path / "features-matches.h5") as matches:
+        assert len(read_matches(matches, "sub/d.png", "sub/c.webp")[0]) > 10
+        with pytest.raises(d2feat.InputError):
+            read_matches(matches, "a.png", "sub/a.png")
     assert "10 pairs" in invoke("extract", folder, "-o", out, *COMMAND, "--match", "all").output
     pairs.write_text("a.png nobody.png\n")
     result = invoke("extract", folder, "-o", out, *COMMAND, "--match", pairs)

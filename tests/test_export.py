@@ -204,6 +204,28 @@ def test_graph_agrees_with_the_literal_formulas(model: str, official_model: Path
         assert row.passed, row
 
 
+def test_either_way_of_convolution_is_compared(tmp_path: Path) -> None:
+    """`create` takes the one on processors, and the other elsewhere."""
+    model = onnx.load(bundled_folder() / "d2net.onnx")
+    body = next(node for node in model.graph.node if node.op_type == "Loop").attribute[0].g
+    for tensor in body.initializer:
+        if tensor.name == "winograd/to_answers":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / 2, tensor.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    (row,) = verify_model(
+        tmp_path / "wrong.onnx", shipped_photographs(("rocket",)), sizes=((120, 163),), pyramids=((1.0,),)
+    )
+    assert not row.passed
+
+
+def test_what_is_no_model_is_not_verified(tmp_path: Path) -> None:
+    part = (bundled_folder() / "d2net-lite.onnx").read_bytes()[:9000]
+    for name, content in (("text", b"# d2feat"), ("part", part)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"no ONNX model|not a model of ours"):
+            list(verify_model(tmp_path / name))
+
+
 def test_upstream_coordinates_agree_with_the_formulas_too(official: Path, tmp_path: Path) -> None:
     path = export_checkpoint(official, tmp_path / "upstream.onnx", "upstream")
     rows = list(verify_model(path, shipped_photographs(("rocket",)), sizes=((120, 163),)))

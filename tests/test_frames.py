@@ -1,5 +1,6 @@
 """Frames of one size, a batch at a time: the features of `create`, any number of images, a GPU's options."""
 
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import d2feat
 from d2feat import conversion
 from d2feat import session as sessions
 from d2feat.frames import runs_on_gpu
+from d2feat.model import bundled_folder
 from tests.conftest import assert_same_features, create, photograph
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
@@ -135,6 +137,9 @@ def test_converts_once(frames: d2feat.FrameExtractor, monkeypatch: pytest.Monkey
     [
         ({"size": (20, 500)}, "32 x 32 pixels at least, not 20 x 500"),
         ({"size": "640x480"}, "size must be"),
+        ({"size": (float("inf"), 86)}, "whole numbers"),
+        ({"size": (110.9, 86)}, "whole numbers"),
+        ({"batch": 10**8}, "more than the 268435456 pixels"),
         ({"batch": 0}, "at least one image"),
         ({"nfeatures": 100_000}, "keypoints, not 100000"),
         ({"model": "d2net-int8"}, "single precision"),
@@ -153,6 +158,128 @@ def test_models_of_the_two_kinds_are_not_taken_for_each_other(
     path = next(cache.glob("frames-*/*.onnx"))
     with pytest.raises(d2feat.ModelError, match=r"d2feat\.FrameExtractor takes it"):
         d2feat.create(model=path)
+
+
+def write_frames(
+    path: Path, outputs: dict[str, np.ndarray], images: tuple[Any, ...] = (1, 32, 32, 3)
+) -> Path:
+    """A file that says it is a model for frames, and always answers so."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
+        for name, value in outputs.items()
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "frames",
+        [helper.make_tensor_value_info("images", kinds.UINT8, images)],
+        [helper.make_tensor_value_info(name, kinds.FLOAT, value.shape) for name, value in outputs.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"contract": "frames"})
+    return save_model(model, path)
+
+
+def answers(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs of a batch of one image with four keypoints, with changes."""
+    usual = {"keypoints": np.ones((1, 4, 2)), "scores": np.ones((1, 4)), "descriptors_0": np.ones((4, 8))}
+    return {name: value.astype(np.float32) for name, value in {**usual, **changes}.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [
+        ({"descriptors_0": np.ones((2, 8))}, (1, 32, 32, 3)),
+        ({"scores": np.ones(4)}, (1, 32, 32, 3)),
+        ({"keypoints": np.ones((1, 4, 3))}, (1, 32, 32, 3)),
+        ({}, (1, 32, "width", 3)),
+        ({}, (32, 32, 3)),
+        ({}, (1, 32, 32, 1)),
+        ({}, (2, 32, 32, 3)),
+        ({"keypoints": np.ones((2, 4, 2)), "scores": np.ones((2, 4))}, (2, 32, 32, 3)),
+    ],
+)
+def test_models_of_other_shapes_are_refused(
+    changes: dict[str, np.ndarray], images: tuple[Any, ...], tmp_path: Path
+) -> None:
+    path = write_frames(tmp_path / "frames.onnx", answers(**changes), images)
+    with pytest.raises(d2feat.ModelError, match="no model for frames"):
+        d2feat.FrameExtractor(path, provider="cpu")
+
+
+@pytest.mark.parametrize("name", ["keypoints", "scores"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_keypoints_that_are_no_numbers_are_an_error(name: str, value: float, tmp_path: Path) -> None:
+    image = np.zeros((32, 32, 3), np.uint8)
+    good = d2feat.FrameExtractor(write_frames(tmp_path / "good.onnx", answers()), provider="cpu")
+    assert len(good.extract([image])[0]) == 4
+    bad = answers()
+    bad[name].flat[0] = value
+    damaged = d2feat.FrameExtractor(write_frames(tmp_path / "bad.onnx", bad), provider="cpu")
+    with pytest.raises(d2feat.ModelError, match="no numbers"):
+        damaged.extract([image])
+
+
+def test_images_may_come_from_a_generator_or_an_array_and_a_stream_be_closed(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray]
+) -> None:
+    listed = frames.extract(images)
+    for one, other in zip(frames.extract(iter(images)), listed, strict=True):
+        assert_same_features(one, other)
+    for one, other in zip(frames.extract(np.stack([images[0], images[3]])), listed[::3], strict=True):
+        assert_same_features(one, other)
+    stream = frames.stream(images)
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+
+
+def test_an_image_without_features_holds_no_memory(
+    frames: d2feat.FrameExtractor, images: list[np.ndarray]
+) -> None:
+    (none,) = frames.extract([images[2]])
+    assert len(none) == 0
+    for array in (none.keypoints, none.descriptors):
+        while array.base is not None:
+            array = array.base
+        assert array.nbytes < 1000
+
+
+def test_the_early_maps_are_read_before_the_trunk_goes_on(
+    frames: d2feat.FrameExtractor, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the largest, and would be kept until it is done: docs/speed.md has what that costs."""
+    made = onnxruntime.SessionOptions
+
+    def profiled() -> Any:
+        options = made()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / "profile")
+        return options
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", profiled)
+
+    def events(path: Path, feeds: dict[str, np.ndarray]) -> list[tuple[str, int]]:
+        """Kind and channels of what was computed, in order."""
+        session = sessions.start(path, "cpu", 1, frames="images" in feeds).session
+        session.run(None, feeds)
+        found = []
+        for event in json.loads(Path(session.end_profiling()).read_text()):
+            if event["name"].endswith("_kernel_time"):
+                shapes = event["args"]["output_type_shape"]
+                shape = next(iter(shapes[0].values())) if shapes else []
+                found.append((event["args"]["op_name"], shape[1] if len(shape) == 4 else 0))
+        return found
+
+    made_for_frames = next(cache.glob("frames-*/110x86-60-2-single.onnx"))
+    kinds = [kind for kind, _ in events(made_for_frames, {"images": np.zeros((2, 86, 110, 3), np.uint8)})]
+    # The pixel shuffle is the fine head's last, the largest channel is that of the dense map.
+    assert kinds.index("DepthToSpace") < kinds.index("ArgMax")
+    found = events(bundled_folder() / "d2net.onnx", {"image": np.zeros((86, 110, 3), np.uint8)})
+    channels = [count for kind, count in found if "Conv" in kind]
+    assert channels.index(16) == 2, "the largest map, the trunk's second, is read at once"
+    assert channels.count(16) == 4
+    assert channels[-3:] == [512] * 3
 
 
 def test_what_other_code_converted_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +344,7 @@ def test_more_keypoints_may_be_asked_for_than_there_are_places(images: list[np.n
     levels = preprocess(torch.from_numpy(np.stack([images[0], images[3]])))
     with torch.no_grad():
         dense, fine = net(levels)
-        few, many = (fixed_features(dense, fine[:, 0], levels, count) for count in (60, 1000))
+        few, many = (fixed_features(dense, fine, levels, count) for count in (60, 1000))
     torch.testing.assert_close(many.pixels[:, :20], few.pixels[:, :20])
     assert many.scores.shape == (2, 1000)
     assert (many.scores[:, -100:] == 0).all()
@@ -231,7 +358,7 @@ def test_positions_survive_half_precision(images: list[np.ndarray]) -> None:
 
     def features(net: D2Net, level: torch.Tensor) -> FixedFeatures:
         dense, fine = net(level)
-        return fixed_features(dense, fine[:, 0], level, 40)
+        return fixed_features(dense, fine, level, 40)
 
     with torch.no_grad():
         for image in (images[0], images[3]):
@@ -247,7 +374,11 @@ def test_positions_survive_half_precision(images: list[np.ndarray]) -> None:
 
 
 class Runtime(SimpleNamespace):
-    """ONNX Runtime as if CUDA were there, but what it `refuses`: "" for nothing, "capture" or "load"."""
+    """ONNX Runtime as if CUDA were there, but what it `refuses`.
+
+    "" for nothing; "capture" when the session is made, "capturing" in the first run; "load", without a word;
+    "memory" for a session, "arrays" for those of a second batch.
+    """
 
     def __init__(self, refuses: str = "") -> None:
         super().__init__(**{name: getattr(onnxruntime, name) for name in ("SessionOptions", "RunOptions")})
@@ -260,6 +391,8 @@ class Runtime(SimpleNamespace):
 
     def value(self, shape: Any, kind: Any, device: str, number: int) -> Any:
         self.devices.append((device, number))
+        if self.refuses == "arrays" and len(self.asked) == 2:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 983040000")
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "cpu", number)
 
     def InferenceSession(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
@@ -267,7 +400,15 @@ class Runtime(SimpleNamespace):
         self.asked.append((entries, enable_fallback))
         if self.refuses == "capture" and entries[CUDA].get("enable_cuda_graph"):
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        if self.refuses == "memory" and CUDA in entries:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);")
         session = onnxruntime.InferenceSession(content, options, providers=[CPU])
+        if self.refuses == "capturing" and entries[CUDA].get("enable_cuda_graph"):
+
+            def run(*_: Any) -> None:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+            session.run_with_iobinding = run
         if self.refuses != "load":
             session.get_providers = lambda: list(entries)
             session.get_provider_options = lambda: entries
@@ -362,7 +503,28 @@ def test_where_the_gpu_does_not_load_the_processor_computes_in_single_precision(
         d2feat.create_frames(SIZE, 50, 2, MODEL, provider="cuda")
 
 
-@pytest.mark.parametrize("runtime", ["capture"], indirect=True)
+@pytest.mark.parametrize("runtime", ["memory"], indirect=True)
+def test_why_the_gpu_did_not_load_is_said(
+    cache: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(d2feat.OutOfMemoryError, match="did not load: CUDA failure 2: out of memory"):
+        d2feat.create_frames(SIZE, 50, 2, MODEL, provider="cuda")
+    assert d2feat.create_frames(SIZE, 50, 2, MODEL).provider == CPU
+    assert "running on the CPU: CUDAExecutionProvider did not load: CUDA failure 2" in caplog.text
+    assert not any(fallback for _, fallback in runtime.asked), "it would say so on standard output only"
+
+
+@pytest.mark.parametrize("runtime", ["arrays"], indirect=True)
+def test_one_lane_does_where_there_is_no_memory_for_two(
+    cache: Path, runtime: Runtime, images: list[np.ndarray]
+) -> None:
+    frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cuda", half=False)
+    assert len(runtime.asked) == 2
+    assert frames._lanes == 1
+    assert len(frames.extract(images)) == len(images)
+
+
+@pytest.mark.parametrize("runtime", ["capture", "capturing"], indirect=True)
 def test_a_gpu_that_cannot_capture_runs_without(
     cache: Path, runtime: Runtime, images: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:

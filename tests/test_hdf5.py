@@ -1,7 +1,9 @@
 """Features and matches in hloc's HDF5 layout; `hloc_*` read as hloc's own code does."""
 
 import dataclasses
+import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +156,34 @@ def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
     with hdf5.open_hdf5(path) as file:
         assert file["x"][()] == 1
     assert [left.name for left in tmp_path.iterdir()] == ["f.h5"]
+
+
+def test_a_full_disk_is_an_error_and_what_was_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one.h5", tmp_path / "two.h5"
+    for number, path in enumerate((one, two)):
+        with hdf5.replacing(path) as file:
+            file[f"x{number}"] = number
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(d2feat.D2FeatError, match=r"one\.h5.*No space left.*goes on"), hdf5.replacing(one):
+            pass
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+        with pytest.raises(d2feat.D2FeatError, match=r"no space for .*all\.h5: it takes"):
+            hdf5.pack([one, two], tmp_path / "all.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(hdf5, "_merge", lambda *_: full())
+        with pytest.raises(d2feat.D2FeatError, match=r"all\.h5.*No space left"):
+            hdf5.pack([one, two], tmp_path / "all.h5")
+    with hdf5.open_hdf5(one) as file:
+        assert file["x0"][()] == 0
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["one.h5", "two.h5"]
 
 
 def test_parts_are_packed_with_groups_merged(tmp_path: Path) -> None:

@@ -113,3 +113,6 @@ def test_warmup_runs_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.Session, "run", noted)
     detector.warmup([(64, 48), (80, 60)])
     assert seen == [(48, 64, 3), (60, 80, 3)]
+    for wrong in ((640, 480), [(-1, 5)], [(0.5, 5)], ["ab"], [None]):
+        with pytest.raises(d2feat.InputError, match="width"):
+            detector.warmup(wrong)

@@ -84,6 +84,23 @@ sys.exit(3)
     assert stderr == ""
 
 
+def test_program_may_end_while_threads_stream() -> None:
+    stderr = run(
+        """
+def loop():
+    while True:
+        for found in detector.stream([small] * 20):
+            found.features
+for _ in range(3):
+    threading.Thread(target=loop, daemon=True).start()
+time.sleep(0.5)
+sys.exit(3)
+""",
+        3,
+    )
+    assert stderr == ""
+
+
 def test_program_that_ends_waits_for_its_other_threads_to_finish_what_they_do() -> None:
     run(
         """
@@ -113,6 +130,45 @@ for call in (detector.detect, lambda image: detector.describe(image, [[5, 5, 1]]
     except KeyboardInterrupt:
         assert time.monotonic() - sent < 1
     assert len(detector.detect(small)) == expected
+""")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "detector.detectAndComputeBatch([large] * 3)",
+        "list(detector.stream([large] * 3))",
+        "detector.detect([large] * 3)",
+    ],
+)
+def test_interrupt_ends_the_runs_behind_a_stream(call: str) -> None:
+    """They are in other threads, for which the program would wait when it ends."""
+    run(f"""
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    {call}
+    sys.exit("was not interrupted")
+except KeyboardInterrupt:
+    ended = time.monotonic()
+while any(thread.name.startswith("d2feat") for thread in threading.enumerate()):
+    time.sleep(0.01)
+assert time.monotonic() - ended < 1
+assert len(detector.detect(small)) == expected
+""")
+
+
+def test_a_stream_left_early_ends_its_runs() -> None:
+    run("""
+images = detector.stream([small] + [large] * 3)
+assert len(next(images).keypoints) == expected
+time.sleep(0.2)
+images.close()
+closed = time.monotonic()
+while any(thread.name.startswith("d2feat") for thread in threading.enumerate()):
+    time.sleep(0.01)
+assert time.monotonic() - closed < 1
 """)
 
 

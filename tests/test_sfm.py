@@ -809,6 +809,8 @@ def test_the_commands(built: tuple[Path, Result], folder: Path, tmp_path: Path) 
     assert "was made with SIFT" in done.output
     done = run(app, ["eval", "retrieval", str(out)])
     assert "5 photos, 10 pairs, 10 verified" in done.output
+    nothing = run(app, ["eval", "localization", str(out.parent)])
+    assert nothing.exit_code != 0
     done = run(app, ["eval", "localization", str(out)])
     assert done.exit_code == 0, done.output
     assert [line.split()[:3] for line in done.output.splitlines()[1:3]] == [

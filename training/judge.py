@@ -94,7 +94,7 @@ def features(
     one = dense[0].float().cpu()
     h, w = one.shape[1:]
     rows = one.permute(1, 2, 0).reshape(h * w, -1)
-    found = head.detect_fine(rows, h, w, repeatability[0, 0].float().cpu(), image[0].cpu(), ORIGIN)
+    found = head.detect_fine(rows, h, w, repeatability.float().cpu(), image[0].cpu(), ORIGIN)
     best = found.scores.topk(min(keypoints, len(found.scores))).indices
     return found.pixels[best], head.describe(rows, h, w, found.cells[best])
 

@@ -48,7 +48,7 @@ def fine_scores(dense: Tensor, repeatability: Tensor) -> Tensor:
     """The score that fine detection takes maxima of (`export.head.detect_fine`), B x 1 x H x W."""
     with dense.device:
         alphas: Tensor = torch.vmap(head.d2_score_map)(dense.float())
-    return head.fine_scores(alphas, repeatability[:, 0], ORIGIN).unsqueeze(1)
+    return head.fine_scores(alphas, repeatability, ORIGIN).unsqueeze(1)
 
 
 # Positions

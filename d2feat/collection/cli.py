@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..errors import InputError
 from ..feature2d import D2Feature
-from ..hdf5 import image_names, open_hdf5
+from ..hdf5 import image_names, import_h5py, open_hdf5
 from ..images import digest, is_utf8
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
@@ -82,6 +82,8 @@ def extract(
     if parquet and (engine is Engine.local or match):
         raise InputError("Parquet is written with --engine ray, and without --match")
     check_folder_of(out)
+    if not parquet:
+        import_h5py()
     if match not in ("", "all") and not Path(match).is_file():
         raise InputError(f"--match is a file of pairs or all; there is no file {match}")
     pairs = [] if match in ("", "all") else read_pairs(Path(match), {*images, *_held(out)})
@@ -190,8 +192,9 @@ def _settings(detector: D2Feature) -> str:
     info = detector._session.info
     return (
         f"model {info.name} {info.version} ({info.weights_sha256[:12]}), "
-        f"nfeatures {detector.getNFeatures()}, scales {detector.getScales()}, "
-        f"maxEdge {detector.getMaxEdge()}, maxSumEdges {detector.getMaxSumEdges()}, tile {detector.getTile()}"
+        f"nfeatures {max(0, detector.getNFeatures())}, scales {detector.getScales()}, "
+        f"maxEdge {max(0, detector.getMaxEdge())}, maxSumEdges {max(0, detector.getMaxSumEdges())}, "
+        f"tile {detector.getTile()}"
     )
 
 

@@ -14,11 +14,12 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from ..errors import D2FeatError, InputError
 from ..features import Features
-from ..hdf5 import image_names, open_hdf5, pack, replacing, write_features
+from ..hdf5 import image_names, is_whole, open_hdf5, pack, replacing, write_features
 from ..images import digest
 
 SETTINGS = "d2feat"
@@ -52,14 +53,12 @@ def write_part(folder: Path, name: str, features: Features, settings: str, image
     """
     try:
         folder.mkdir(exist_ok=True)  # another run of the same output removes it when it is empty
-        with replacing(part_path(folder, name)) as file:
-            write_features(file, name, features)
-            file[name].attrs[SETTINGS] = settings
-            file[name].attrs[DIGEST] = image
     except OSError as error:
-        raise D2FeatError(
-            f"cannot write to {folder}: {error}; what is done is kept, the same command goes on with it"
-        ) from error
+        raise D2FeatError(f"cannot make the folder {folder}: {error}") from error
+    with replacing(part_path(folder, name)) as file:
+        write_features(file, name, features)
+        file[name].attrs[SETTINGS] = settings
+        file[name].attrs[DIGEST] = image
 
 
 def still_to_do(out: Path, images: Mapping[str, Path], settings: str) -> list[str]:
@@ -78,7 +77,8 @@ def still_to_do(out: Path, images: Mapping[str, Path], settings: str) -> list[st
                 held = {name: file[name].attrs.get(DIGEST, "") for name in names if name in images}
                 for name in names[:1]:
                     _check_settings(out, file[name].attrs.get(SETTINGS), settings)
-        for part in sorted(folder.glob("*.h5"))[:1]:
+        whole = (part for part in sorted(folder.glob("*.h5")) if is_whole(part))
+        for part in islice(whole, 1):
             with open_hdf5(part) as file:
                 _check_settings(folder, file[image_names(file)[0]].attrs.get(SETTINGS), settings)
         return [name for name, path in images.items() if not _is_done(name, path, folder, held)]
@@ -145,7 +145,7 @@ def _is_done(name: str, path: Path, folder: Path, held: Mapping[str, str]) -> bo
     if name not in held and not part.exists():
         return False
     now = digest(path)
-    if part.exists():
+    if is_whole(part):
         with open_hdf5(part) as file:
             of_part = file[name].attrs.get(DIGEST, "")
         if now and of_part == now:

@@ -4,12 +4,13 @@ Ray starts, feeds and replaces the actors; a batch whose actor died is given to 
 written, whole or not at all, is written again with the same content.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import D2FeatError
+from ..errors import D2FeatError, InputError
 from ..feature2d import D2Feature
 from .local import extract_local
 from .parts import part_path
@@ -69,7 +70,7 @@ def extract_ray(
 ) -> Iterator[tuple[str, str | None]]:
     """Extract images into parts, in a folder that all machines share; yields as `extract_local` does."""
     arguments = [detector, str(folder.resolve()), settings]
-    done = _dataset(images, workers).map_batches(
+    done = _dataset(images, workers, gpus).map_batches(
         PartWriter, fn_constructor_args=arguments, **_pool(workers, gpus)
     )
     for row in done.iter_rows():
@@ -80,7 +81,7 @@ def extract_parquet(
     detector: D2Feature, images: dict[str, Path], out: Path, workers: int, gpus: float
 ) -> list[tuple[str, str]]:
     """Extract images into a folder of Parquet files; returns the names of those that failed, and why."""
-    rows = _dataset(images, workers).map_batches(
+    rows = _dataset(images, workers, gpus).map_batches(
         RowMaker, fn_constructor_args=[detector], **_pool(workers, gpus)
     )
     rows.write_parquet(str(out.resolve()), mode="overwrite")
@@ -90,7 +91,7 @@ def extract_parquet(
     return [(row["name"], row["error"]) for row in table if row["error"]]
 
 
-def _dataset(images: dict[str, Path], workers: int) -> Any:
+def _dataset(images: dict[str, Path], workers: int, gpus: float) -> Any:
     try:
         import ray
         import ray.data
@@ -107,7 +108,13 @@ def _dataset(images: dict[str, Path], workers: int) -> Any:
             ray.init(log_to_driver=False, configure_logging=False, **here)
         except Exception as error:
             raise D2FeatError(f"Ray cannot be started: {error}") from error
+        there = ray.cluster_resources().get("GPU", 0)
+        if here and workers * gpus > there:  # a cluster elsewhere may grow; this one would wait for ever
+            raise InputError(
+                f"{workers} actors with {gpus:g} GPUs each are wanted, and here are {there:g} GPUs"
+            )
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of each step
     rows = [{"name": name, "path": os.fspath(path.resolve())} for name, path in images.items()]
     return ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // BATCH)))
 

@@ -172,6 +172,8 @@ def eval_localization(folder: Reconstruction) -> None:
         found = int(np.isfinite(rotation).sum())
         inliers = f"{np.median([error.inliers for error in errors]):.0f}"
         table.add_row(name, str(len(errors)), str(found), *cells, inliers)
+    if not table.row_count:
+        raise InputError(f"{folder} has no method whose photos could be left out")
     table.caption = "medians and 90th percentiles; position: % of the greatest distance between two cameras"
     console.print(table)
 

@@ -139,7 +139,7 @@ def extract_photos(
     for name, found in digests.items():
         key = hashlib.sha256(f"{name}\n{found}".encode()).hexdigest()[:32]
         files.append(parts / f"{key}.h5")
-        if not files[-1].exists():
+        if not hdf5.is_whole(files[-1]):
             start = time.perf_counter()
             photo = read_photo(folder / name)
             check_size(folder / name, photo, cameras[name])
