@@ -1,5 +1,6 @@
 """Metrics against cases computed by hand, and evaluations whose outcome is known beforehand."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -107,6 +108,27 @@ def test_matching_score_is_relative_to_keypoints_in_common() -> None:
     assert metrics.matching_score(points1, points2, matches, MOVE, SIZE, SIZE) == pytest.approx(2 / 3)
     assert metrics.matching_score(points1, points2, matches, MOVE, SIZE, SIZE, 1.0) == pytest.approx(1 / 3)
     assert metrics.matching_score(points1, points2, matches[:0], MOVE, SIZE, SIZE) == 0
+
+
+def test_places_nearer_than_a_pixel_are_one() -> None:
+    # 0, .6 and 1.2 px: the first takes out the second, and not the third.
+    assert metrics.distinct([(0, 0), (0.6, 0), (1.2, 0), (9, 9), (9, 9)]) == 3
+    assert metrics.distinct([(0, 0), (3, 4)], radius=5) == 1
+    assert metrics.distinct([]) == 0
+
+
+def test_keypoints_that_are_there_twice_are_no_more_distinct_inliers(folder: Path) -> None:
+    once = perfect()
+
+    def twice(image: np.ndarray) -> Extraction:
+        found = once.extract(image)
+        # Each copy has a descriptor of its own, or the ratio test would take out both.
+        descriptors = np.vstack([found.descriptors, found.descriptors + 1000])
+        return dataclasses.replace(found, points=np.vstack([found.points] * 2), descriptors=descriptors)
+
+    summary = evaluate(read_sequences(folder), [Method("twice", twice)], 80).methods[0].overall
+    assert summary.legacy_inliers == 80
+    assert summary.legacy_distinct == 40
 
 
 def test_repeatability_counts_no_keypoint_twice() -> None:
@@ -290,9 +312,9 @@ def test_legacy_finds_the_homography(norm: int) -> None:
     moved[:20] = random.uniform(0, 80, (20, 2))
     result = legacy.run_legacy(Extraction(points, descriptors, norm), Extraction(moved, descriptors, norm))
     # The kd-tree finds all of them, LSH most of those that have a second neighbour.
-    assert result.matches == 60 if norm == cv2.NORM_L2 else result.matches > 30
+    assert len(result.matches) == 60 if norm == cv2.NORM_L2 else len(result.matches) > 30
     for fit in result.fits:
-        assert result.matches / 2 < fit.inliers < 45
+        assert len(result.matches) / 2 < len(fit.inliers) < 45
         assert metrics.corner_error(fit.homography, MOVE, SIZE) < 0.5
 
 
@@ -349,6 +371,7 @@ def test_a_perfect_method_scores_perfectly(folder: Path) -> None:
     assert summary.localisation == pytest.approx(0)
     assert summary.homography == summary.legacy_homography == (1, 1, 1)
     assert summary.legacy_inliers == summary.legacy_matches == 40
+    assert summary.legacy_distinct == 40
     assert min(summary.auc) > 0.99
 
 

@@ -22,10 +22,10 @@ THRESHOLD: Final = 3.0
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A 3 x 3 homography from image 1 to image 2, or None, and its number of inliers."""
+    """A 3 x 3 homography from image 1 to image 2, or None, and which of the matches are its inliers."""
 
     homography: Floats | None
-    inliers: int
+    inliers: npt.NDArray[np.int64]
 
 
 def fit_homographies(
@@ -38,14 +38,17 @@ def fit_homographies(
         matches: indices of points 1 and points 2.
         estimator: `cv2.RANSAC`, `cv2.USAC_MAGSAC` or another of `cv2.findHomography`, with its defaults.
     """
+    none = Fit(None, np.zeros(0, np.int64))
     if len(matches) < 4:
-        return [Fit(None, 0)] * TRIALS
+        return [none] * TRIALS
     random = np.random.default_rng(0)
     orders = [np.arange(len(matches)), *(random.permutation(len(matches)) for _ in range(TRIALS - 1))]
     fits = []
     for order in orders:
         first, second = points1[matches[order, 0]], points2[matches[order, 1]]
         homography, mask = cv2.findHomography(first, second, estimator, THRESHOLD)
-        found = homography is not None and mask is not None
-        fits.append(Fit(np.asarray(homography, np.float64), int(mask.sum())) if found else Fit(None, 0))
+        if homography is None or mask is None:
+            fits.append(none)
+        else:
+            fits.append(Fit(np.asarray(homography, np.float64), np.sort(order[mask.ravel() > 0])))
     return fits

@@ -23,16 +23,16 @@ _SEARCH: Final[dict[str, Any]] = {"checks": 50}
 
 @dataclass(frozen=True, eq=False)
 class LegacyResult:
-    """What the recipe found: matches left by the ratio, and the fits of `fitting`."""
+    """What the recipe found: matches left by the ratio, M x 2 indices, and the fits of `fitting`."""
 
-    matches: int
+    matches: Indices
     fits: list[Fit]
 
 
 def run_legacy(one: Extraction, two: Extraction) -> LegacyResult:
     """Match two images' features and fit homographies, as old scripts do."""
     matches = ratio_matches(one, two)
-    return LegacyResult(len(matches), fit_homographies(one.points, two.points, matches, cv2.RANSAC))
+    return LegacyResult(matches, fit_homographies(one.points, two.points, matches, cv2.RANSAC))
 
 
 def ratio_matches(one: Extraction, two: Extraction) -> Indices:

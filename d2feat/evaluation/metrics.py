@@ -138,6 +138,23 @@ def repeatability(
     return float(repeated.sum() / min(len(here), len(there)))
 
 
+def distinct(points: npt.ArrayLike, radius: float = 1.0) -> int:
+    """How many of N x 2 points are left when each takes out the later ones within the radius, px.
+
+    A keypoint found at several levels of a pyramid, or for several orientations, is one place, and two
+    matches of it are not two witnesses of a geometry.
+    """
+    values = np.asarray(points, np.float64).reshape(-1, 2)
+    near = np.hypot(*(values[:, None] - values).transpose(2, 0, 1)) <= radius
+    taken = np.zeros(len(values), bool)
+    count = 0
+    for place, others in enumerate(near):
+        if not taken[place]:
+            count += 1
+            taken |= others
+    return count
+
+
 def corner_error(estimated: npt.ArrayLike | None, truth: npt.ArrayLike, size1: Size) -> float:
     """Mean distance, px, of the four corner pixels of image 1 mapped by both homographies (SuperPoint).
 

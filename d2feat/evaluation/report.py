@@ -31,19 +31,20 @@ def tables(evaluation: Evaluation) -> list[Table]:
         ["method", "", "features", "matches", *mma, "px", "rep.", "score"],
     )
     fitted = _table("Homographies, USAC_MAGSAC", ["method", "", *within, *area])
-    legacy = _table(
-        f"Legacy recipe: FLANN, ratio {RATIO:g}, RANSAC", ["method", "", "matches", "inliers", *within]
-    )
+    counted = ["matches", "inliers", "distinct"]
+    legacy = _table(f"Legacy recipe: FLANN, ratio {RATIO:g}, RANSAC", ["method", "", *counted, *within])
     for result in evaluation.methods:
         for group, summary in _groups(result):
             name = result.name, group
             matching.add_row(*name, *_matching_cells(summary))
             fitted.add_row(*name, *_shares([*summary.homography, *summary.auc]))
-            counts = f"{summary.legacy_matches:.0f}", f"{summary.legacy_inliers:.0f}"
+            found = summary.legacy_matches, summary.legacy_inliers, summary.legacy_distinct
+            counts = [f"{count:.0f}" for count in found]
             legacy.add_row(*name, *counts, *_shares(summary.legacy_homography))
     matching.caption = (
         f"px: median error of correct matches; rep.: repeatability; score: matching score; at {CORRECT:g} px"
     )
+    legacy.caption = "distinct: inliers' places in image 1 that are more than a pixel apart"
     return [matching, fitted, legacy, _by_sequence(evaluation.methods)]
 
 

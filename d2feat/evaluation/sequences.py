@@ -46,8 +46,9 @@ class PairResult:
         matching_score, repeatability: within `metrics.CORRECT`.
         localisation: median error of correct matches, px.
         corner_errors: of the homographies that USAC_MAGSAC fits to the matches, px; see `fitting`.
-        legacy_matches, legacy_inliers, legacy_corner_errors: of the legacy recipe, see `legacy`; inliers are
-            the mean of its fits.
+        legacy_matches, legacy_inliers, legacy_distinct, legacy_corner_errors: of the legacy recipe, see
+            `legacy`; inliers, and how many of their places in image 1 are `metrics.distinct`, are the means
+            of its fits.
     """
 
     sequence: str
@@ -61,6 +62,7 @@ class PairResult:
     corner_errors: tuple[float | None, ...]
     legacy_matches: int
     legacy_inliers: float
+    legacy_distinct: float
     legacy_corner_errors: tuple[float | None, ...]
 
 
@@ -74,7 +76,7 @@ class Summary:
         matches, mma, matching_score, repeatability: means.
         localisation: mean over the pairs that have one, None if none has.
         homography, auc: share of fits with such a corner error, and area under that curve (USAC_MAGSAC).
-        legacy_matches, legacy_inliers: means.
+        legacy_matches, legacy_inliers, legacy_distinct: means.
         legacy_homography: share of fits, legacy recipe.
     """
 
@@ -89,6 +91,7 @@ class Summary:
     auc: tuple[float, ...]
     legacy_matches: float
     legacy_inliers: float
+    legacy_distinct: float
     legacy_homography: tuple[float, ...]
 
 
@@ -176,7 +179,7 @@ def evaluate_pair(one: Extraction, two: Extraction, H: Floats, size1: Size, size
     matches = mutual_matches(one, two)
     errors = metrics.match_errors(one.points, two.points, matches, H)
     legacy = run_legacy(one, two)
-    both = one.points, two.points
+    both, places = (one.points, two.points), one.points[legacy.matches[:, 0]]
 
     def corner_errors(fits: Iterable[Fit]) -> tuple[float | None, ...]:
         return tuple(_finite(metrics.corner_error(fit.homography, H, size1)) for fit in fits)
@@ -189,8 +192,9 @@ def evaluate_pair(one: Extraction, two: Extraction, H: Floats, size1: Size, size
         "repeatability": metrics.repeatability(*both, H, size1, size2),
         "localisation": _finite(metrics.localisation(errors)),
         "corner_errors": corner_errors(fit_homographies(*both, matches, cv2.USAC_MAGSAC)),
-        "legacy_matches": legacy.matches,
-        "legacy_inliers": float(np.mean([fit.inliers for fit in legacy.fits])),
+        "legacy_matches": len(legacy.matches),
+        "legacy_inliers": float(np.mean([len(fit.inliers) for fit in legacy.fits])),
+        "legacy_distinct": float(np.mean([metrics.distinct(places[fit.inliers]) for fit in legacy.fits])),
         "legacy_corner_errors": corner_errors(legacy.fits),
     }
 
@@ -212,6 +216,7 @@ def summarise(pairs: Sequence[PairResult]) -> Summary:
         auc=tuple(metrics.area_under_curve(corners).tolist()),
         legacy_matches=float(np.mean([pair.legacy_matches for pair in pairs])),
         legacy_inliers=float(np.mean([pair.legacy_inliers for pair in pairs])),
+        legacy_distinct=float(np.mean([pair.legacy_distinct for pair in pairs])),
         legacy_homography=tuple(metrics.homography_accuracy(legacy).tolist()),
     )
 
