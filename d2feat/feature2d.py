@@ -631,7 +631,7 @@ def create(
         rotations: descriptors are pooled over so many evenly spaced rotations of the image, for scenes that
             turn by more than the model bears (ours bear any angle, the authors' 30 degrees). 4 suits any, at
             four times the cost. `KeyPoint.angle` is then an orientation that turns with the scene; it is more
-            exact with 8, at twelve times the cost.
+            exact with 8, at twelve times the cost, and of a narrow image far more.
 
     Raises:
         InputError, ModelError, ProviderError: all are `cv2.error`; the message says what to do.
