@@ -216,6 +216,8 @@ def is_whole(path: Path) -> bool:
     try:
         open_hdf5(path).close()
     except InputError:
+        if not os.access(path, os.R_OK):
+            raise
         path.unlink()
         return False
     return True

@@ -131,25 +131,21 @@ def match_pairs(
             yield len(others)
         names = {hdf5.flat_name(name): name for name in hdf5.image_names(file)}
         matched = {hdf5.pair_name(*pair) for pair in pairs}
-        kept = [
-            pair
-            for pair, group in _pair_groups(earlier)
-            if pair not in matched
-            and all(half in names for half in pair.split("/"))
-            and group.attrs.get(MADE_OF) == key(*(names[half] for half in pair.split("/")))
-        ]
-        if kept:
-            parts.append(folder / "kept.h5")
-            with hdf5.replacing(parts[-1]) as part:
-                for pair in kept:
-                    earlier.copy(pair, part, pair)
+        for first, group in earlier.items():
+            kept = [
+                second
+                for second, pair in group.items()
+                if f"{first}/{second}" not in matched
+                and {first, second} <= names.keys()
+                and pair.attrs.get(MADE_OF) == key(names[first], names[second])
+            ]
+            if kept:
+                parts.append(folder / f"kept-{len(parts)}.h5")
+                with hdf5.replacing(parts[-1]) as part:
+                    for second in kept:
+                        earlier.copy(f"{first}/{second}", part, f"{first}/{second}")
     hdf5.pack(parts, out)
     shutil.rmtree(folder)
-
-
-def _pair_groups(matches: Any) -> list[tuple[str, Any]]:
-    """Name and group of each pair of an open file of matches."""
-    return [(f"{one}/{two}", pair) for one, group in matches.items() for two, pair in group.items()]
 
 
 def _digest(features: Features) -> str:

@@ -461,14 +461,14 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
     except Exception as error:  # also of names that are no text
         raise ModelError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
     got = session.get_providers()[0]
-    why = _why_not(runtime, first) if refused is None and got != first else str(refused)
-    if got != first and provider != "auto":
-        kind = OutOfMemoryError if refused is not None and is_out_of_memory(refused) else ProviderError
-        raise kind(f"{first} was asked for and did not load: {why}") from refused
-    if provider == "auto" and got == _CPU and first != _CPU:
-        _LOG.warning("running on the CPU: %s did not load: %s", first, why)
-    else:
+    if got == first:
         _LOG.info("%s runs on %s", path.name, got)
+    else:
+        why = _why_not(runtime, first) if refused is None else str(refused)
+        if provider != "auto":
+            kind = OutOfMemoryError if refused is not None and is_out_of_memory(refused) else ProviderError
+            raise kind(f"{first} was asked for and did not load: {why}") from refused
+        _LOG.warning("running on the CPU: %s did not load: %s", first, why)
     _alive.add(session)
     return Started(session, got, properties, inputs, outputs, optional)
 

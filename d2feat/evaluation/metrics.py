@@ -145,13 +145,10 @@ def distinct(points: npt.ArrayLike, radius: float = 1.0) -> int:
     matches of it are not two witnesses of a geometry.
     """
     values = np.asarray(points, np.float64).reshape(-1, 2)
-    near = np.hypot(*(values[:, None] - values).transpose(2, 0, 1)) <= radius
-    taken = np.zeros(len(values), bool)
     count = 0
-    for place, others in enumerate(near):
-        if not taken[place]:
-            count += 1
-            taken |= others
+    while len(values):
+        count += 1
+        values = values[np.hypot(*(values - values[0]).T) > radius]
     return count
 
 
