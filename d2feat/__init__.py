@@ -6,8 +6,8 @@
 >>> matches = d2feat.match(descriptors, descriptors2)     # doctest: +SKIP
 
 The folder reads in the direction the data flows: `images` (what callers pass), `model` and `session` (the
-ONNX graph and what runs it), `features` and `keypoints` (arrays and `cv2.KeyPoint` objects), `feature2d`
-(OpenCV's interface around it all), `rotations`, `tiles`, `affine`, `stream` and `frames` (one image as
+ONNX graph and what runs it), `features` and `keypoints` (arrays and `cv2.KeyPoint` objects), `bindings` and
+`feature2d` (OpenCV's interface around it all), `rotations`, `tiles`, `affine`, `stream` and `frames` (one image as
 several, and several images), `matching`.
 """
 

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .bindings import Feature2DObject, deliver, paired
 from .errors import InputError
-from .feature2d import D2Feature, KeyPoints, deliver, new, paired
+from .feature2d import D2Feature, KeyPoints
 from .features import Features
 from .images import Image, as_image, as_mask
 from .rotations import rotate, to_angles
@@ -31,7 +32,7 @@ class View(NamedTuple):
     roll: float
 
 
-class AffineFeature:
+class AffineFeature(Feature2DObject):
     """Detect and describe in simulated views, and gather what they give.
 
     The defaults make 1 + 4 + 5 + 8 + 10 + 15 = 43 views, of about 22 times the image's pixels, and cost
@@ -73,15 +74,6 @@ class AffineFeature:
         if len(tilts) != len(rolls) or not len(tilts) or min(tilts) < 1:
             raise InputError("setViewParams takes as many tilts as rolls, at least one, and no tilt below 1")
         self.views = tuple(View(float(tilt), float(roll)) for tilt, roll in zip(tilts, rolls, strict=True))
-
-    # As for D2Feature: isinstance(x, cv2.Feature2D) holds, without the crash of a real subclass.
-    __class__ = property(lambda self: cv2.Feature2D)  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return new, (type(self),), self.__dict__
-
-    def __dir__(self) -> list[str]:
-        return dir(type(self)) + list(self.__dict__)
 
     def extract(self, image: Any, mask: Any = None) -> Features:
         """Features of all views as arrays, in pixels of the image, best first."""

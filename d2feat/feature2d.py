@@ -1,23 +1,30 @@
 """`D2Feature`: D2-Net behind the interface of `cv2.Feature2D`."""
 
-import contextlib
 import copy
 import functools
-import inspect
-import math
-import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .bindings import (
+    Feature2DObject,
+    copied,
+    cv2_call,
+    deliver,
+    opened_storage,
+    paired,
+    real,
+    size_of,
+    whole,
+)
 from .errors import InputError
 from .features import Features, Floats
-from .images import Image, as_image, as_mask, cv2_path
+from .images import Image, as_image, as_mask
 from .keypoints import describable, read_keypoints
 from .model import DEFAULT, is_path
 from .rotations import pool_rotations
@@ -34,36 +41,11 @@ The authors' checkpoints, whose levels are summed, have one level by default; th
 
 KeyPoints = tuple[cv2.KeyPoint, ...]
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 _CONTRAST: Final = 0.2
 """A single scale below this is SIFT's contrastThreshold, which stands third in its constructor."""
 
-_PLURALS: Final = {"images": "image", "masks": "mask"}
-"""What OpenCV's overloads for several images call these arguments."""
 
-
-def _cv2_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Arguments that do not fit raise an error that is a `cv2.error`, as OpenCV's own bindings do."""
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for plural, name in _PLURALS.items():
-            if plural in kwargs and plural not in signature.parameters and name not in kwargs:
-                kwargs[name] = kwargs.pop(plural)
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            names = ", ".join(name for name in signature.parameters if name != "self")
-            raise InputError(f"{function.__name__}: {error}; its parameters are {names}") from None
-        return function(*args, **kwargs)
-
-    return call
-
-
-class D2Feature:
+class D2Feature(Feature2DObject):
     """D2-Net (Dusmanu et al., CVPR 2019) with the methods, arguments and results of `cv2.SIFT`.
 
     Made by `d2feat.create`, which documents the parameters. May be used from several threads at once, be
@@ -88,7 +70,7 @@ class D2Feature:
         self._model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if isinstance(self._model, str) and is_path(self._model):
             self._model = str(Path(self._model).absolute())  # the program may change its folder
-        self._provider, self._threads = provider, _whole(threads, "threads")
+        self._provider, self._threads = provider, whole(threads, "threads")
         if self._threads < 0:
             raise InputError(f"threads must not be negative, not {threads}")
         if isinstance(scales, float) and scales < _CONTRAST:
@@ -111,10 +93,6 @@ class D2Feature:
         """`d2feat.create`, where `cv2.SIFT.create` was written."""
         return create(*args, **kwargs)
 
-    # A real subclass of cv2.Feature2D crashes the interpreter when C++ is handed it; this answers
-    # isinstance() and nothing else.
-    __class__ = property(lambda self: cv2.Feature2D)  # type: ignore[assignment]
-
     def _default_scales(self) -> Sequence[float]:
         return (1.0,) if self._session.info.head == "paper" else MULTISCALE
 
@@ -125,7 +103,7 @@ class D2Feature:
 
     # ---- detection and description
 
-    @_cv2_call
+    @cv2_call
     def detectAndCompute(
         self,
         image: Any,
@@ -158,7 +136,7 @@ class D2Feature:
         keypoints, found = self.extract(image, mask).to_opencv()
         return keypoints, deliver(found, descriptors, image)
 
-    @_cv2_call
+    @cv2_call
     def detectAndComputeBatch(
         self, images: Any, masks: Any = None
     ) -> tuple[tuple[KeyPoints, ...], tuple[Any, ...]]:
@@ -178,7 +156,7 @@ class D2Feature:
         descriptors = tuple(deliver(one.descriptors, None, one.source) for one in found)
         return tuple(one.keypoints for one in found), descriptors
 
-    @_cv2_call
+    @cv2_call
     def stream(self, images: Iterable[Any], masks: Iterable[Any] | None = None) -> Iterator[Extraction]:
         """Extract many images, in order: files are decoded ahead and KeyPoints built while the network runs.
 
@@ -199,7 +177,7 @@ class D2Feature:
         """
         return stream(self.extract, images, masks)
 
-    @_cv2_call
+    @cv2_call
     def detect(self, image: Any, mask: Any = None) -> Any:
         """Detect keypoints: a tuple of `cv2.KeyPoint`, or of such tuples for a list of images (and masks)."""
         if isinstance(image, (list, tuple)):
@@ -208,7 +186,7 @@ class D2Feature:
             return tuple(one.features.to_keypoints() for one in found)
         return self.extract(image, mask).to_keypoints()
 
-    @_cv2_call
+    @cv2_call
     def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> tuple[Any, Any]:
         """Describe given keypoints: the dense map is interpolated where they are.
 
@@ -237,7 +215,7 @@ class D2Feature:
         if len(kept) == 0:
             return (), deliver(None, descriptors, image)
         found = self.describe(pixels, points[kept])
-        return tuple(_copied(keypoints[i]) for i in kept), deliver(found, descriptors, image)
+        return tuple(copied(keypoints[i]) for i in kept), deliver(found, descriptors, image)
 
     def warmup(self, sizes: Iterable[tuple[int, int]] = ((640, 480),)) -> None:
         """Run once on an image of each (width, height), so that the first real one does not pay for it.
@@ -249,7 +227,7 @@ class D2Feature:
             InputError: these are no sizes.
         """
         rng = np.random.default_rng(0)
-        for width, height in [_size(size) for size in sizes]:
+        for width, height in [size_of(size) for size in sizes]:
             self.extract(rng.integers(0, 256, (height, width, 3), np.uint8))
 
     # ---- arrays instead of objects
@@ -376,10 +354,10 @@ class D2Feature:
 
     # ---- parameters
 
-    @_cv2_call
+    @cv2_call
     def setNFeatures(self, maxFeatures: int) -> None:
         """Keep at most so many features, those with the highest response; 0 or less keeps all."""
-        self._nfeatures = _whole(maxFeatures, "nfeatures")
+        self._nfeatures = whole(maxFeatures, "nfeatures")
 
     def getNFeatures(self) -> int:
         """Largest number of features; 0 or less means all."""
@@ -389,16 +367,16 @@ class D2Feature:
     setMaxFeatures = setNFeatures
     getMaxFeatures = getNFeatures
 
-    @_cv2_call
+    @cv2_call
     def setScoreThreshold(self, threshold: float) -> None:
         """Keep features whose response is above this."""
-        self._score_threshold = _real(threshold, "scoreThreshold")
+        self._score_threshold = real(threshold, "scoreThreshold")
 
     def getScoreThreshold(self) -> float:
         """Response above which features are kept."""
         return self._score_threshold
 
-    @_cv2_call
+    @cv2_call
     def setScales(self, scales: Sequence[float]) -> None:
         """Sizes of the pyramid's levels relative to the image, in any order, such as `MULTISCALE`."""
         try:
@@ -414,28 +392,28 @@ class D2Feature:
         """Sizes of the pyramid's levels relative to the image."""
         return tuple(self._scales.tolist())
 
-    @_cv2_call
+    @cv2_call
     def setMaxEdge(self, pixels: int) -> None:
         """Images whose longer edge is above this are made smaller first; 0 or less for no limit."""
-        self._max_edge = _whole(pixels, "maxEdge")
+        self._max_edge = whole(pixels, "maxEdge")
 
     def getMaxEdge(self) -> int:
         """Largest longer edge in pixels."""
         return self._max_edge
 
-    @_cv2_call
+    @cv2_call
     def setMaxSumEdges(self, pixels: int) -> None:
         """Images whose width plus height is above this are made smaller first; 0 or less for no limit."""
-        self._max_sum_edges = _whole(pixels, "maxSumEdges")
+        self._max_sum_edges = whole(pixels, "maxSumEdges")
 
     def getMaxSumEdges(self) -> int:
         """Largest sum of width and height in pixels."""
         return self._max_sum_edges
 
-    @_cv2_call
+    @cv2_call
     def setTile(self, pixels: int) -> None:
         """Edge of the tiles in which larger images are extracted; 0 or less for none."""
-        tile = _whole(pixels, "tile")
+        tile = whole(pixels, "tile")
         self._check_tile(tile, self._scales)
         self._tile = tile
 
@@ -450,10 +428,10 @@ class D2Feature:
         if tile < smallest:
             raise InputError(f"tile must be 0 or at least {smallest} at scales {scales.tolist()}, not {tile}")
 
-    @_cv2_call
+    @cv2_call
     def setRotations(self, count: int) -> None:
         """Number of evenly spaced rotations over which descriptors are pooled; 1 leaves them upright."""
-        rotations = _whole(count, "rotations")
+        rotations = whole(count, "rotations")
         if not 1 <= rotations <= 360:
             raise InputError(f"rotations must be from 1 to 360, not {count}")
         if rotations > 1 and self._session.info.coordinates == "upstream":
@@ -494,11 +472,11 @@ class D2Feature:
 
     # ---- persistence
 
-    @_cv2_call
+    @cv2_call
     def write(self, fs: Any, name: str | None = None) -> None:
         """Write the parameters to a `cv2.FileStorage` (under `name`, if given) or to a new file at a path."""
         if isinstance(fs, (str, os.PathLike)):
-            with _opened(fs, cv2.FILE_STORAGE_WRITE) as storage:
+            with opened_storage(fs, cv2.FILE_STORAGE_WRITE) as storage:
                 self.write(storage)
             return
         if not isinstance(fs, cv2.FileStorage):
@@ -520,11 +498,11 @@ class D2Feature:
         fs.write("tile", self._tile)
         fs.write("rotations", self._rotations)
 
-    @_cv2_call
+    @cv2_call
     def read(self, fn: Any) -> None:
         """Read the parameters, model included, from a `cv2.FileNode` or a file of `write` or `save`."""
         if isinstance(fn, (str, os.PathLike)):
-            with _opened(fn, cv2.FILE_STORAGE_READ) as storage:
+            with opened_storage(fn, cv2.FILE_STORAGE_READ) as storage:
                 root, saved = storage.root(), storage.root().getNode("D2Feature")
                 self._read_parameters(root if saved.empty() else saved)
             return
@@ -562,22 +540,16 @@ class D2Feature:
         )
         self.__dict__.update(fresh.__dict__)
 
-    @_cv2_call
+    @cv2_call
     def save(self, filename: str) -> None:
         """Write the parameters to a new file, under "D2Feature"."""
-        with _opened(filename, cv2.FILE_STORAGE_WRITE) as storage:
+        with opened_storage(filename, cv2.FILE_STORAGE_WRITE) as storage:
             self.write(storage, "D2Feature")
 
     # ---- copying and printing
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return new, (type(self),), self._state()  # of a subclass, too
-
     def _state(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_held"}
-
-    def __dir__(self) -> list[str]:
-        return dir(type(self)) + list(self.__dict__)  # of `__class__` it would be those of cv2.Feature2D
 
     def __repr__(self) -> str:
         session = self._session
@@ -592,7 +564,7 @@ class D2Feature:
         )
 
 
-@_cv2_call
+@cv2_call
 def create(
     nfeatures: int | None = 0,
     scoreThreshold: float = 0.0,
@@ -654,82 +626,3 @@ def create(
         tile=tile,
         rotations=rotations,
     )
-
-
-def new(kind: type[Any]) -> Any:
-    """An object of the class `kind` that copying and unpickling fill: `__class__` says another class."""
-    return object.__new__(kind)
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str], mode: int) -> Iterator[cv2.FileStorage]:
-    """A `cv2.FileStorage`, released at the end, or a clear error."""
-    storage = cv2.FileStorage()
-    try:
-        opened = storage.open(cv2_path(path), mode)
-    except cv2.error as error:
-        raise InputError(f"cannot open {os.fspath(path)} as a file of parameters: {error}") from None
-    if not opened:
-        raise InputError(f"cannot open {os.fspath(path)} as a file of parameters (.yml, .xml or .json)")
-    try:
-        yield storage
-    finally:
-        storage.release()
-
-
-def paired(images: Any, others: Any, name: str) -> Iterable[tuple[Any, Any]]:
-    """A list's images, each with its own of `others` ("masks" or "keypoints"); masks may be None."""
-    if not isinstance(images, (list, tuple)):
-        raise InputError(f"expected a list of images, not {type(images).__name__}")
-    if others is None or (name == "masks" and isinstance(others, (list, tuple)) and not others):
-        others = [None] * len(images)
-    if not isinstance(others, (list, tuple)) or len(others) != len(images):
-        raise InputError(f"{len(images)} images need as many {name}")
-    return zip(images, others, strict=True)
-
-
-def deliver(found: Floats | None, wanted: Any, image: Any) -> Any:
-    """The descriptors in the form the caller asked for."""
-    if isinstance(image, cv2.UMat):
-        return cv2.UMat() if found is None else cv2.UMat(found)  # type: ignore[call-overload]  # not in stubs
-    if found is None:
-        return None
-    fits = isinstance(wanted, np.ndarray) and wanted.dtype == found.dtype and wanted.shape == found.shape
-    if fits and wanted.flags.writeable and wanted.flags.c_contiguous:
-        wanted[...] = found
-        return wanted
-    return found
-
-
-def _copied(keypoint: cv2.KeyPoint) -> cv2.KeyPoint:
-    x, y = keypoint.pt
-    return cv2.KeyPoint(
-        x, y, keypoint.size, keypoint.angle, keypoint.response, keypoint.octave, keypoint.class_id
-    )
-
-
-def _whole(value: Any, name: str) -> int:
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} must be a whole number, not {value!r}") from None
-    if not -(2**31) <= whole < 2**31:
-        raise InputError(f"{name} must fit in 32 bits, as OpenCV's numbers do, not {value!r}")
-    return whole
-
-
-def _size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, (Sequence, np.ndarray)) or len(size) != 2:
-        raise InputError(f"sizes are pairs (width, height) in a list, not {size!r}")
-    width, height = (_whole(edge, "width and height") for edge in size)
-    if width < 1 or height < 1:
-        raise InputError(f"width and height are at least 1, not {size!r}")
-    return width, height
-
-
-def _real(value: Any, name: str) -> float:
-    if isinstance(value, (int, float, np.integer, np.floating)):
-        with contextlib.suppress(OverflowError):  # of whole numbers beyond all floating-point ones
-            if math.isfinite(number := float(value)):
-                return number
-    raise InputError(f"{name} must be a finite number, not {value!r}")

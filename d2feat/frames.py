@@ -12,7 +12,6 @@ A GPU has two lanes for batches: while it computes one, another goes up or comes
 import contextlib
 import ctypes
 import logging
-import operator
 import os
 import queue
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from .bindings import size_of, whole
 from .conversion import converted, needed_export
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError
 from .features import Features
@@ -84,14 +84,8 @@ def create_frames(
         ModelError: the model cannot be converted, or a package that this needs is missing.
         ProviderError: the provider asked for cannot be had.
     """
-    try:
-        width, height = map(operator.index, size)
-        nfeatures, batch = operator.index(nfeatures), operator.index(batch)
-    except (TypeError, ValueError):
-        given = f"{size!r}, {nfeatures!r} and {batch!r}"
-        raise InputError(
-            f"size must be (width, height), and all of it, nfeatures and batch whole numbers, not {given}"
-        ) from None
+    width, height = size_of(size)
+    nfeatures, batch = whole(nfeatures, "nfeatures"), whole(batch, "batch")
     halved = runs_on_gpu(provider) if half is None else half
     path = converted(
         "frames",

@@ -136,9 +136,9 @@ def test_converts_once(frames: d2feat.FrameExtractor, monkeypatch: pytest.Monkey
     ("arguments", "said"),
     [
         ({"size": (20, 500)}, "32 x 32 pixels at least, not 20 x 500"),
-        ({"size": "640x480"}, "size must be"),
-        ({"size": (float("inf"), 86)}, "whole numbers"),
-        ({"size": (110.9, 86)}, "whole numbers"),
+        ({"size": "640x480"}, r"pair \(width, height\), not '640x480'"),
+        ({"size": (float("inf"), 86)}, "width and height must be a whole number"),
+        ({"size": (110.9, 86)}, "width and height must be a whole number"),
         ({"batch": 10**8}, "more than the 268435456 pixels"),
         ({"batch": 0}, "at least one image"),
         ({"nfeatures": 100_000}, "keypoints, not 100000"),

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..feature2d import D2Feature, new
+from ..feature2d import D2Feature
 from ..features import Features
 from .notices import report
 
@@ -163,8 +163,8 @@ class Replacement(D2Feature):
     def _key(cls, name: str) -> str:
         return cls.filed.get(name, name)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return new, (type(self),), self._state() | {"_stored": dict(self._stored)}
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {"_stored": dict(self._stored)}
 
 
 class SIFT(Replacement):
