@@ -7,8 +7,8 @@
 
 The folder reads in the direction the data flows: `images` (what callers pass), `model` and `session` (the
 ONNX graph and what runs it), `features` and `keypoints` (arrays and `cv2.KeyPoint` objects), `bindings` and
-`feature2d` (OpenCV's interface around it all), `rotations`, `tiles`, `affine`, `stream` and `frames` (one image as
-several, and several images), `matching`.
+`feature2d` (OpenCV's interface around it all), `rotations`, `tiles`, `affine`, `stream` and `frames` (one
+image as several, and several images), `matching`.
 """
 
 try:
