@@ -23,18 +23,18 @@ import numpy as np
 
 from .bindings import size_of, whole
 from .conversion import converted, needed_export
-from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError
+from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
 from .features import Features
 from .images import Image, as_image
 from .model import EXACT, FRAMES, find_model
 from .session import (
     Provider,
     Started,
-    at_exit,
     checked,
     first_provider,
     import_runtime,
     is_out_of_memory,
+    refused_work,
     run_stoppable,
     start,
 )
@@ -138,9 +138,10 @@ class FrameExtractor:
         self._path, self._process = path, os.getpid()
         lanes = [lane]
         if self.batch > 1 and self.provider in _DEVICES:
-            with contextlib.suppress(OutOfMemoryError):  # fewer do as well
-                while len(lanes) < LANES:
-                    lanes.append(_Lane(path, chosen, count))
+            with contextlib.suppress(OutOfMemoryError, ProviderError):  # fewer do as well
+                while len(lanes) < LANES and lane.provider == self.provider:  # "auto" goes to the processor
+                    lanes.append(lane := _Lane(path, chosen, count))
+            lanes = [lane for lane in lanes if lane.provider == self.provider]
         self._lanes = len(lanes)
         self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for lane in lanes:
@@ -273,11 +274,16 @@ class _Lane:
         self._device = _DEVICES.get(started.provider, "cpu")
         try:
             self._bind(started, shapes)
+            return
         except Exception as error:
             if self._device == "cpu" or not captured or is_out_of_memory(error):
                 raise self._failure(error) from error
             _LOG.warning("%s runs without a CUDA graph: %s", path.name, error)
-            self._open(path, provider, threads, captured=False)
+        # Two sessions may be more than there is memory for.
+        del started
+        for name in ("_session", "_binding", "_images", "_outputs"):
+            self.__dict__.pop(name, None)
+        self._open(path, provider, threads, captured=False)
 
     def _bind(self, started: Started, shapes: dict[str, list[Any]]) -> None:
         device = self._device
@@ -302,13 +308,16 @@ class _Lane:
     def run(self, images: Sequence[Image], options: Any) -> list[Any]:
         """New arrays of keypoints, scores and each image's descriptors; past the last they mean nothing."""
         try:
-            return self._thread.submit(self._run, images, options).result()
+            done = self._thread.submit(self._run, images, options)
+        except RuntimeError as error:
+            raise refused_work(error) from error
+        try:
+            return done.result()
         except Exception as error:
-            if at_exit(error):
-                raise SystemExit from None  # which ends a thread without a word
             failure = self._failure(error)
             if isinstance(failure, OutOfMemoryError) and self._device == "cpu":
-                self._thread.submit(self._give_memory_back).result()
+                with contextlib.suppress(RuntimeError):
+                    self._thread.submit(self._give_memory_back, options).result()
             raise failure from error
 
     def _run(self, images: Sequence[Image], options: Any) -> list[Any]:
@@ -319,13 +328,11 @@ class _Lane:
         # On the CPU these are the outputs themselves, and so the next run's.
         return [array if array.flags.owndata else array.copy() for array in arrays]
 
-    def _give_memory_back(self) -> None:
+    def _give_memory_back(self, options: Any) -> None:
         """Free what the runtime's arena keeps of a run that failed for want of memory, by one that fails so.
 
         Otherwise nothing is left, not even for a thread.
         """
-        options = import_runtime().RunOptions()
-        options.log_severity_level = 4
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         with contextlib.suppress(Exception):  # the error that led here is the one to tell
             self._session.run_with_iobinding(self._binding, options)

@@ -210,17 +210,29 @@ def _taking_place(path: Path) -> Iterator[Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is an HDF5 file at `path`; another is removed: a power loss may leave an empty one."""
+    """Whether there is an HDF5 file at `path`; what is left of one after a power loss is removed.
+
+    Raises:
+        InputError: it cannot be read, which says nothing of what it holds.
+    """
     if not path.exists():
         return False
     try:
         open_hdf5(path).close()
-    except InputError:
-        if not os.access(path, os.R_OK):
+    except InputError as error:
+        if _starts_as_hdf5(path) and "truncated" not in str(error):
             raise
         path.unlink()
         return False
     return True
+
+
+def _starts_as_hdf5(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return True  # for all that is known
 
 
 def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> None:
@@ -235,8 +247,8 @@ def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> No
         D2FeatError: it cannot be written.
     """
     parts = list(parts)
-    needed, free = sum(part.stat().st_size for part in parts), shutil.disk_usage(path.parent).free
-    if needed > free:
+    needed, (total, _, free) = sum(part.stat().st_size for part in parts), shutil.disk_usage(path.parent)
+    if needed > free and total:  # some file systems do not say
         raise D2FeatError(
             f"no space for {path}: it takes {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free; "
             "what is done is kept, the same command goes on with it"
@@ -244,7 +256,12 @@ def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> No
     with _taking_place(path) as partial, open_hdf5(partial, "w") as whole:
         for place, part in enumerate(parts):
             with open_hdf5(part) as file:
-                _merge(file, whole, () if place else without)
+                try:
+                    _merge(file, whole, () if place else without)
+                except (OSError, RuntimeError) as error:  # of a full disk, or of a part that is damaged
+                    raise D2FeatError(
+                        f"cannot write {part} to {path}: {error}; what is done is kept"
+                    ) from error
                 for name, number in file.attrs.items():
                     whole.attrs[name] = whole.attrs.get(name, 0) + number
 

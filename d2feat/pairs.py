@@ -129,15 +129,23 @@ def match_pairs(
                         part[pair].attrs[MADE_OF] = made_of
                     part.attrs["seconds"] = time.perf_counter() - start
             yield len(others)
-        names = {hdf5.flat_name(name): name for name in hdf5.image_names(file)}
-        matched = {hdf5.pair_name(*pair) for pair in pairs}
+        names: dict[str, list[str]] = {}
+        for name in hdf5.image_names(file):
+            names.setdefault(hdf5.flat_name(name), []).append(name)
+        matched = {hdf5.pair_name(*order) for pair in pairs for order in (pair, pair[::-1])}
+
+        def is_of(pair: Any, one: str, two: str) -> bool:
+            """Whether a pair's group was made of what two flat names stand for now."""
+            images = itertools.product(names.get(one, ()), names.get(two, ()))
+            return any(pair.attrs.get(MADE_OF) == key(*both) for both in images)
+
         for first, group in earlier.items():
+            if not hasattr(group, "items"):
+                continue
             kept = [
                 second
                 for second, pair in group.items()
-                if f"{first}/{second}" not in matched
-                and {first, second} <= names.keys()
-                and pair.attrs.get(MADE_OF) == key(names[first], names[second])
+                if f"{first}/{second}" not in matched and is_of(pair, first, second)
             ]
             if kept:
                 parts.append(folder / f"kept-{len(parts)}.h5")

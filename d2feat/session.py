@@ -260,9 +260,17 @@ def _fulfil(result: Future[Result], function: Callable[[], Result]) -> None:
         result.set_exception(error)
 
 
-def at_exit(error: Exception) -> bool:
-    """Whether a thread or executor takes no more work because the program is at its end."""
-    return isinstance(error, RuntimeError) and "shutdown" in str(error)
+def refused_work(error: RuntimeError) -> D2FeatError:
+    """What to tell where an executor or the system starts no more threads.
+
+    Raises:
+        SystemExit: the program is at its end, and this is a daemon thread: it ends without a word.
+    """
+    if "shutdown" not in str(error):
+        return D2FeatError(f"no thread could be started: {error}")
+    if threading.current_thread().daemon:
+        raise SystemExit from None
+    return D2FeatError("the program is ending, and starts no more threads; wait for this one before it does")
 
 
 @atexit.register
@@ -418,7 +426,7 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
 
     Raises:
         ModelError: ONNX Runtime does not load it.
-        OutOfMemoryError, ProviderError: the provider asked for cannot be had; the message says why.
+        ProviderError: the provider asked for cannot be had; the message says why.
     """
     runtime = import_runtime()
     wanted = _provider_list(runtime, provider)
@@ -453,7 +461,7 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
             except Exception as error:
                 if first == _CPU:
                     raise
-                refused, session = error, load([_CPU])  # so it was the provider's fault, not the model's
+                refused, session = error, load([_CPU])  # so it is the provider's fault, not the model's
         properties = dict(session.get_modelmeta().custom_metadata_map)
         inputs = {value.name: value.shape for value in session.get_inputs()}
         outputs = {value.name: value.shape for value in session.get_outputs()}
@@ -466,8 +474,7 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
     else:
         why = _why_not(runtime, first) if refused is None else str(refused)
         if provider != "auto":
-            kind = OutOfMemoryError if refused is not None and is_out_of_memory(refused) else ProviderError
-            raise kind(f"{first} was asked for and did not load: {why}") from refused
+            raise ProviderError(f"{first} was asked for and did not load: {why}") from refused
         _LOG.warning("running on the CPU: %s did not load: %s", first, why)
     _alive.add(session)
     return Started(session, got, properties, inputs, outputs, optional)

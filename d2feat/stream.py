@@ -21,7 +21,7 @@ import numpy as np
 from .errors import D2FeatError, InputError
 from .features import Features, Floats
 from .images import read_image
-from .session import Runs, at_exit
+from .session import Runs, refused_work
 
 AHEAD: Final = 4
 """Images under way at most: decoded, in the network, or not yet taken by the caller."""
@@ -171,9 +171,8 @@ def overlap(
                     prepared = decoders.submit(prepare, job)
                     waiting.append(network.submit(process, index, job, prepared))
                 except RuntimeError as error:
-                    if at_exit(error):
-                        raise SystemExit from None  # which ends a thread without a word
-                    raise D2FeatError(f"no thread could be started: {error}") from error
+                    broken = refused_work(error)
+                    break
                 index += 1
             if not waiting:
                 break

@@ -374,6 +374,15 @@ def test_pairs_are_matched(folder: Path, tmp_path: Path) -> None:
     with open_hdf5(tmp_path / "features-matches.h5") as matches:
         assert len(read_matches(matches, "a.png", "sub/d.png")[0])
         np.testing.assert_array_equal(read_matches(matches, "a.png", "sub/a.png")[0], found)
+    # The order of a pair does not count, and what others put into the file is no pair.
+    with open_hdf5(tmp_path / "features-matches.h5", "a") as matches:
+        matches["note"] = 1
+    pairs.write_text("sub/d.png a.png\n")
+    assert invoke("extract", folder, "-o", out, *COMMAND, "--match", pairs).exit_code == 0
+    with open_hdf5(tmp_path / "features-matches.h5") as matches:
+        assert "sub-d.png/a.png" in matches
+        assert "a.png/sub-d.png" not in matches
+        assert "a.png/sub-a.png" in matches
     # But not those of images that have changed.
     shutil.copy(folder / "sub/c.webp", folder / "sub/a.png")
     assert invoke("extract", folder, "-o", out, *COMMAND, "--match", pairs).exit_code == 0

@@ -377,7 +377,7 @@ class Runtime(SimpleNamespace):
     """ONNX Runtime as if CUDA were there, but what it `refuses`.
 
     "" for nothing; "capture" when the session is made, "capturing" in the first run; "load", without a word;
-    "memory" for a session, "arrays" for those of a second batch.
+    "memory" for a session, "second" for one beside the first, "arrays" for those of a second batch.
     """
 
     def __init__(self, refuses: str = "") -> None:
@@ -400,7 +400,8 @@ class Runtime(SimpleNamespace):
         self.asked.append((entries, enable_fallback))
         if self.refuses == "capture" and entries[CUDA].get("enable_cuda_graph"):
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
-        if self.refuses == "memory" and CUDA in entries:
+        full = self.refuses == "memory" or (self.refuses == "second" and len(self.asked) > 1)
+        if full and CUDA in entries:
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);")
         session = onnxruntime.InferenceSession(content, options, providers=[CPU])
         if self.refuses == "capturing" and entries[CUDA].get("enable_cuda_graph"):
@@ -507,19 +508,20 @@ def test_where_the_gpu_does_not_load_the_processor_computes_in_single_precision(
 def test_why_the_gpu_did_not_load_is_said(
     cache: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(d2feat.OutOfMemoryError, match="did not load: CUDA failure 2: out of memory"):
+    with pytest.raises(d2feat.ProviderError, match="did not load: CUDA failure 2: out of memory"):
         d2feat.create_frames(SIZE, 50, 2, MODEL, provider="cuda")
     assert d2feat.create_frames(SIZE, 50, 2, MODEL).provider == CPU
     assert "running on the CPU: CUDAExecutionProvider did not load: CUDA failure 2" in caplog.text
     assert not any(fallback for _, fallback in runtime.asked), "it would say so on standard output only"
 
 
-@pytest.mark.parametrize("runtime", ["arrays"], indirect=True)
+@pytest.mark.parametrize("provider", ["auto", "cuda"])
+@pytest.mark.parametrize("runtime", ["arrays", "second"], indirect=True)
 def test_one_lane_does_where_there_is_no_memory_for_two(
-    cache: Path, runtime: Runtime, images: list[np.ndarray]
+    cache: Path, runtime: Runtime, provider: str, images: list[np.ndarray]
 ) -> None:
-    frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider="cuda", half=False)
-    assert len(runtime.asked) == 2
+    frames = d2feat.create_frames(SIZE, 60, 2, MODEL, provider=provider, half=False)
+    assert frames.provider == CUDA
     assert frames._lanes == 1
     assert len(frames.extract(images)) == len(images)
 

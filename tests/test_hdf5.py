@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,7 +173,7 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays(
         with pytest.raises(d2feat.D2FeatError, match=r"one\.h5.*No space left.*goes on"), hdf5.replacing(one):
             pass
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+        patch.setattr("shutil.disk_usage", lambda _: (10**9, 10**9 - 100, 100))
         with pytest.raises(d2feat.D2FeatError, match=r"no space for .*all\.h5: it takes"):
             hdf5.pack([one, two], tmp_path / "all.h5")
     with monkeypatch.context() as patch:
@@ -184,6 +183,28 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays(
     with hdf5.open_hdf5(one) as file:
         assert file["x0"][()] == 0
     assert sorted(left.name for left in tmp_path.iterdir()) == ["one.h5", "two.h5"]
+
+
+def test_only_what_lost_its_content_is_no_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f.h5"
+    assert not hdf5.is_whole(path)
+    with hdf5.replacing(path) as file:
+        file["x"] = np.arange(1000)
+    content = path.read_bytes()
+    assert hdf5.is_whole(path)
+    for left in (b"", bytes(len(content)), content[: len(content) // 2]):
+        path.write_bytes(left)
+        assert not hdf5.is_whole(path)
+        assert not path.exists()
+    path.write_bytes(content)
+
+    def locked(*_: object) -> None:
+        raise InputError("cannot open f.h5 as HDF5: unable to lock file")
+
+    monkeypatch.setattr(hdf5, "open_hdf5", locked)
+    with pytest.raises(InputError, match="lock"):
+        hdf5.is_whole(path)
+    assert path.read_bytes() == content
 
 
 def test_parts_are_packed_with_groups_merged(tmp_path: Path) -> None:

@@ -101,6 +101,24 @@ sys.exit(3)
     assert stderr == ""
 
 
+def test_a_thread_whose_stream_the_end_of_the_program_cuts_off_is_told() -> None:
+    """Its executors take no more work then, though the program waits for it."""
+    run(
+        """
+from itertools import repeat
+def work():
+    try:
+        for found in detector.stream(repeat(small)):
+            found.features
+    except d2feat.D2FeatError as error:
+        os._exit(5 if "the program is ending" in str(error) else 6)
+threading.Thread(target=work).start()
+time.sleep(0.3)
+""",
+        5,
+    )
+
+
 def test_program_that_ends_waits_for_its_other_threads_to_finish_what_they_do() -> None:
     run(
         """

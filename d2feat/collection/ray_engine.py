@@ -110,6 +110,7 @@ def _dataset(images: dict[str, Path], workers: int, gpus: float) -> Any:
             raise D2FeatError(f"Ray cannot be started: {error}") from error
         there = ray.cluster_resources().get("GPU", 0)
         if here and workers * gpus > there:  # a cluster elsewhere may grow; this one would wait for ever
+            ray.shutdown()
             raise InputError(
                 f"{workers} actors with {gpus:g} GPUs each are wanted, and here are {there:g} GPUs"
             )

@@ -140,7 +140,7 @@ class Replacement(D2Feature):
         super()._write_parameters(fs)
         for name, (accessor, _) in self.parameters.items():
             value = self.getNFeatures() if accessor in BUDGETS else self._stored[accessor]
-            if accessor != "NFeatures" and isinstance(value, (int, float)):
+            if self._key(name) != "nfeatures" and isinstance(value, (int, float)):
                 fs.write(self._key(name), int(value) if isinstance(value, bool) else value)
 
     def _read_parameters(self, fn: cv2.FileNode) -> None:
@@ -151,7 +151,7 @@ class Replacement(D2Feature):
             raise InputError(f"the node does not hold the parameters of {type(self).__name__}")
         for name, (accessor, default) in self.parameters.items():
             node = fn.getNode(self._key(name))
-            if not (node.isInt() or (node.isReal() and isinstance(default, float))):
+            if default is None or not (node.isInt() or (node.isReal() and isinstance(default, float))):
                 continue
             value = type(default)(node.real())
             if accessor in BUDGETS:
