@@ -68,6 +68,7 @@ def test_a_gpus_runtime_without_a_gpu_takes_what_suits_the_processor(
     runtime = SimpleNamespace(
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         SessionOptions=onnxruntime.SessionOptions,
+        ExecutionOrder=onnxruntime.ExecutionOrder,
         InferenceSession=start,
         __file__="/nowhere/onnxruntime.py",
     )
