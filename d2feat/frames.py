@@ -16,6 +16,7 @@ import os
 import queue
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +33,10 @@ from .session import (
     Started,
     checked,
     first_provider,
+    give_memory_back,
     import_runtime,
     is_out_of_memory,
+    no_numbers,
     refused_work,
     run_stoppable,
     start,
@@ -138,10 +141,11 @@ class FrameExtractor:
         self._path, self._process = path, os.getpid()
         lanes = [lane]
         if self.batch > 1 and self.provider in _DEVICES:
-            with contextlib.suppress(OutOfMemoryError, ProviderError):  # fewer do as well
-                while len(lanes) < LANES and lane.provider == self.provider:  # "auto" goes to the processor
-                    lanes.append(lane := _Lane(path, chosen, count))
-            lanes = [lane for lane in lanes if lane.provider == self.provider]
+            for _ in range(LANES - 1):
+                with contextlib.suppress(OutOfMemoryError, ProviderError):  # fewer do as well
+                    another = _Lane(path, chosen, count)
+                    if another.provider == self.provider:  # "auto" may have gone to the processor
+                        lanes.append(another)
         self._lanes = len(lanes)
         self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for lane in lanes:
@@ -229,7 +233,7 @@ class FrameExtractor:
 
         keypoints, scores, *descriptors = run_stoppable(call, apart=self.provider not in _DEVICES)
         if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
-            raise ModelError(f"{self._path} returned keypoints that are no numbers: the file is damaged")
+            raise no_numbers(self._path)
         found = []
         for i in range(len(images)):
             count = np.count_nonzero(scores[i] > 0)
@@ -316,8 +320,9 @@ class _Lane:
         except Exception as error:
             failure = self._failure(error)
             if isinstance(failure, OutOfMemoryError) and self._device == "cpu":
+                again = partial(self._session.run_with_iobinding, self._binding, options)
                 with contextlib.suppress(RuntimeError):
-                    self._thread.submit(self._give_memory_back, options).result()
+                    self._thread.submit(give_memory_back, again, options).result()
             raise failure from error
 
     def _run(self, images: Sequence[Image], options: Any) -> list[Any]:
@@ -327,15 +332,6 @@ class _Lane:
         arrays = [output.numpy() for output in self._outputs]
         # On the CPU these are the outputs themselves, and so the next run's.
         return [array if array.flags.owndata else array.copy() for array in arrays]
-
-    def _give_memory_back(self, options: Any) -> None:
-        """Free what the runtime's arena keeps of a run that failed for want of memory, by one that fails so.
-
-        Otherwise nothing is left, not even for a thread.
-        """
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        with contextlib.suppress(Exception):  # the error that led here is the one to tell
-            self._session.run_with_iobinding(self._binding, options)
 
     def _failure(self, error: Exception) -> D2FeatError:
         """What to tell of a run that failed."""

@@ -24,13 +24,15 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import D2FeatError, InputError
 from .features import Features
+
+_GOES_ON: Final = "what is done is kept, the same command goes on with it"
 
 
 def write_features(file: Any, name: str, features: Features) -> None:
@@ -202,9 +204,7 @@ def _taking_place(path: Path) -> Iterator[Path]:
     except D2FeatError:
         raise
     except (OSError, RuntimeError) as error:  # h5py's of a full disk is the latter
-        raise D2FeatError(
-            f"cannot write {path}: {error}; what is done is kept, the same command goes on with it"
-        ) from error
+        raise D2FeatError(f"cannot write {path}: {error}; {_GOES_ON}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -251,7 +251,7 @@ def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> No
     if needed > free and total:  # some file systems do not say
         raise D2FeatError(
             f"no space for {path}: it takes {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free; "
-            "what is done is kept, the same command goes on with it"
+            f"{_GOES_ON}"
         )
     with _taking_place(path) as partial, open_hdf5(partial, "w") as whole:
         for place, part in enumerate(parts):

@@ -129,31 +129,41 @@ def match_pairs(
                         part[pair].attrs[MADE_OF] = made_of
                     part.attrs["seconds"] = time.perf_counter() - start
             yield len(others)
-        names: dict[str, list[str]] = {}
-        for name in hdf5.image_names(file):
-            names.setdefault(hdf5.flat_name(name), []).append(name)
-        matched = {hdf5.pair_name(*order) for pair in pairs for order in (pair, pair[::-1])}
+        for first, kept in _others(earlier, pairs, hdf5.image_names(file), key):
+            parts.append(folder / f"kept-{len(parts)}.h5")
+            with hdf5.replacing(parts[-1]) as part:
+                for second in kept:
+                    earlier.copy(f"{first}/{second}", part, f"{first}/{second}")
+    hdf5.pack(parts, out)
+    shutil.rmtree(folder)
 
-        def is_of(pair: Any, one: str, two: str) -> bool:
-            """Whether a pair's group was made of what two flat names stand for now."""
-            images = itertools.product(names.get(one, ()), names.get(two, ()))
-            return any(pair.attrs.get(MADE_OF) == key(*both) for both in images)
 
-        for first, group in earlier.items():
-            if not hasattr(group, "items"):
-                continue
+def _others(
+    earlier: Any, pairs: Sequence[Pair], images: Sequence[str], key: Callable[[str, str], str]
+) -> Iterator[tuple[str, list[str]]]:
+    """The pairs of an earlier file, beside `pairs`, that are of the images as they are: first, seconds.
+
+    Args:
+        key: what a pair of two images is made of now, as its `MADE_OF` has it.
+    """
+    names: dict[str, list[str]] = {}
+    for name in images:
+        names.setdefault(hdf5.flat_name(name), []).append(name)
+    matched = {hdf5.pair_name(*order) for pair in pairs for order in (pair, pair[::-1])}
+
+    def is_of(pair: Any, first: str, second: str) -> bool:
+        both = itertools.product(names.get(first, ()), names.get(second, ()))
+        return any(pair.attrs.get(MADE_OF) == key(*images) for images in both)
+
+    for first, group in earlier.items():
+        if hasattr(group, "items"):
             kept = [
                 second
                 for second, pair in group.items()
                 if f"{first}/{second}" not in matched and is_of(pair, first, second)
             ]
             if kept:
-                parts.append(folder / f"kept-{len(parts)}.h5")
-                with hdf5.replacing(parts[-1]) as part:
-                    for second in kept:
-                        earlier.copy(f"{first}/{second}", part, f"{first}/{second}")
-    hdf5.pack(parts, out)
-    shutil.rmtree(folder)
+                yield first, kept
 
 
 def _digest(features: Features) -> str:

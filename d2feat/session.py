@@ -116,27 +116,15 @@ class Session:
                 return Outputs(*self._session.run(list(_OUTPUTS), feeds, options))
             except Exception as error:
                 if is_out_of_memory(error):
-                    self._give_memory_back()
+                    if self.provider == _CPU:
+                        small = _feeds(np.zeros((32, 32, 3), np.uint8), np.ones(1), 1)
+                        give_memory_back(lambda: self._session.run(list(_OUTPUTS), small, options), options)
                     raise self._too_large(image, pyramid) from error
                 raise D2FeatError(f"ONNX Runtime failed: {error}") from error
 
         outputs = run_stoppable(call, apart=self.provider == _CPU)
         self._check(outputs, len(feeds["points"]))
         return outputs
-
-    def _give_memory_back(self) -> None:
-        """Free what the runtime's arena keeps of a run that failed for want of memory, by running once more.
-
-        Otherwise nothing is left, and glibc ends the process where it cannot get what a new thread needs.
-        """
-        if self.provider != _CPU:
-            return
-        options = import_runtime().RunOptions()
-        options.log_severity_level = 4
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        feeds = _feeds(np.zeros((32, 32, 3), np.uint8), np.ones(1), 1)
-        with contextlib.suppress(Exception):  # the error that led here is the one to tell
-            self._session.run(list(_OUTPUTS), feeds, options)
 
     def _check(self, outputs: Outputs, points: int) -> None:
         """Refuse what a damaged or foreign model may return; the rest of the package relies on this."""
@@ -149,7 +137,7 @@ class Session:
             shapes = ", ".join(f"{name} {one.shape}" for name, one in zip(_OUTPUTS, found, strict=True))
             raise ModelError(f"{self.path} returned other arrays than its contract says: {shapes}")
         if not all(np.isfinite(one).all() for one in found[:3]) or not (outputs.scales > 0).all():
-            raise ModelError(f"{self.path} returned keypoints that are no numbers: the file is damaged")
+            raise no_numbers(self.path)
 
     @staticmethod
     def _too_large(image: Image, pyramid: npt.NDArray[np.float64]) -> OutOfMemoryError:
@@ -158,6 +146,24 @@ class Session:
             f"not enough memory for an image of {width} x {height} at scales {pyramid.tolist()}; "
             "extract in tiles (tile=1024, or smaller), lower maxEdge, or drop the largest scale"
         )
+
+
+def no_numbers(path: Path) -> ModelError:
+    """What to tell of a model whose keypoints are not finite."""
+    return ModelError(f"{path} returned keypoints that are no numbers: the file is damaged")
+
+
+def give_memory_back(run: Callable[[], object], options: Any) -> None:
+    """Free what the arena of the CPU keeps of a run that failed for want of memory, by one run more.
+
+    Otherwise nothing is left, and glibc ends the process where it cannot get what a new thread needs.
+
+    Args:
+        run: with `options`, those of the run that failed.
+    """
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    with contextlib.suppress(Exception):  # the error that led here is the one to tell
+        run()
 
 
 def is_out_of_memory(error: Exception) -> bool:

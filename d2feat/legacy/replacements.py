@@ -37,18 +37,16 @@ options: dict[str, Any] = {}
 
 def _getter(accessor: str) -> Callable[[Any], Any]:
     def get(self: "Replacement") -> Any:
-        return self.getNFeatures() if accessor in BUDGETS else self._stored[accessor]
+        return self._get(accessor)
 
     return get
 
 
 def _setter(name: str, accessor: str) -> Callable[[Any, Any], None]:
     def set_(self: "Replacement", value: Any) -> None:
-        if accessor in BUDGETS:
-            self.setNFeatures(value)
-        else:
+        if accessor not in BUDGETS:
             self._report([name])
-            self._stored[accessor] = value
+        self._set(accessor, value)
 
     return set_
 
@@ -106,6 +104,15 @@ class Replacement(D2Feature):
         for name in names:
             report(f"{cls.__name__}: {name} means nothing to D2-Net, which replaces it; it is only stored")
 
+    def _get(self, accessor: str) -> Any:
+        return self.getNFeatures() if accessor in BUDGETS else self._stored[accessor]
+
+    def _set(self, accessor: str, value: Any) -> None:
+        if accessor in BUDGETS:
+            self.setNFeatures(value)
+        else:
+            self._stored[accessor] = value
+
     def __init_subclass__(cls) -> None:
         for name, (accessor, _) in cls.__dict__.get("parameters", {}).items():
             if accessor != "NFeatures":  # D2Feature's own
@@ -139,7 +146,7 @@ class Replacement(D2Feature):
     def _write_parameters(self, fs: cv2.FileStorage) -> None:
         super()._write_parameters(fs)
         for name, (accessor, _) in self.parameters.items():
-            value = self.getNFeatures() if accessor in BUDGETS else self._stored[accessor]
+            value = self._get(accessor)
             if self._key(name) != "nfeatures" and isinstance(value, (int, float)):
                 fs.write(self._key(name), int(value) if isinstance(value, bool) else value)
 
@@ -153,11 +160,7 @@ class Replacement(D2Feature):
             node = fn.getNode(self._key(name))
             if default is None or not (node.isInt() or (node.isReal() and isinstance(default, float))):
                 continue
-            value = type(default)(node.real())
-            if accessor in BUDGETS:
-                self.setNFeatures(value)
-            else:
-                self._stored[accessor] = value
+            self._set(accessor, type(default)(node.real()))
 
     @classmethod
     def _key(cls, name: str) -> str:
