@@ -295,6 +295,9 @@ _in_use: weakref.WeakValueDictionary[Any, Session] = weakref.WeakValueDictionary
 _alive: weakref.WeakSet[Any] = weakref.WeakSet()
 """The runtime's sessions."""
 
+_forked: list[Any] = []
+"""The same, while the process forks, so that no garbage collector finds those that nobody uses any more."""
+
 _lock = threading.Lock()
 
 
@@ -361,14 +364,18 @@ def _abandon_inherited_sessions() -> None:
     """
     global _all, _lock
     _lock, _all = threading.Lock(), Runs()
-    for session in _alive:
+    for session in _forked:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
     _cache.clear()
     _in_use.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_inherited_sessions)
+    os.register_at_fork(
+        before=lambda: _forked.extend(_alive),
+        after_in_parent=_forked.clear,
+        after_in_child=_abandon_inherited_sessions,
+    )
 
 
 def _default_model(provider: Any) -> str:
@@ -450,8 +457,14 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
     wanted = for_model(wanted, content)
 
     def load(providers: Sequence[Any]) -> Any:
-        # Without the runtime's own fallback: a run that fails would go on elsewhere without a word.
-        return runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+        try:
+            # Without the runtime's own fallback: a run that fails would go on elsewhere without a word.
+            made = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+        except Exception as error:
+            # Whoever keeps the traceback keeps a session that is not in `_alive`, and its threads.
+            raise error.with_traceback(None) from None
+        _alive.add(made)
+        return made
 
     first = _name(wanted[0])
     session = refused = None
@@ -482,7 +495,6 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
         if provider != "auto":
             raise ProviderError(f"{first} was asked for and did not load: {why}") from refused
         _LOG.warning("running on the CPU: %s did not load: %s", first, why)
-    _alive.add(session)
     return Started(session, got, properties, inputs, outputs, optional)
 
 

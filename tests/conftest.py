@@ -1,5 +1,6 @@
 """Small photographs and detectors that the tests of the package share; none of this needs PyTorch."""
 
+import os
 from typing import Any
 
 import cv2
@@ -8,6 +9,10 @@ import pytest
 from skimage import data
 
 import d2feat
+
+# Some tests import the runtime before d2feat does. Its thread that reports to its maker opens a database and
+# the network, and may hold a lock when a test forks.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 MODEL = "d2net"
 """The default may be another one, by the processor; what is compared exactly is compared on this one."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -518,28 +520,37 @@ def test_eight_threads_on_one_object_give_the_results_of_one(detector: d2feat.D2
         assert_same_features(one, other)
 
 
-def _extract_in_child(queue: Any, d2: d2feat.D2Feature, image: np.ndarray) -> None:
-    queue.put(d2.extract(image))
+def _extract_in_child(answer: Any, where: Path, d2: d2feat.D2Feature, image: np.ndarray) -> None:
+    with where.open("w") as file:
+        faulthandler.dump_traceback_later(50, exit=True, file=file)
+        try:
+            answer.send(d2.extract(image))
+        except BaseException:
+            traceback.print_exc(file=file)
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_child_process_can_use_a_detector_of_the_parent(
-    method: str, threads: int, image: np.ndarray, features: d2feat.Features
+    method: str, threads: int, image: np.ndarray, features: d2feat.Features, tmp_path: Path
 ) -> None:
     d2 = create(threads=threads)
     d2.extract(image)  # the session's threads are running
     context = multiprocessing.get_context(method)
-    queue = context.Queue()
-    child = context.Process(target=_extract_in_child, args=(queue, d2, image))
+    answer, sending = context.Pipe(duplex=False)
+    where = tmp_path / "child.txt"
+    child = context.Process(target=_extract_in_child, args=(sending, where, d2, image))
     child.start()
+    sending.close()
     try:
-        found = queue.get(timeout=60)
-    finally:
-        child.join(timeout=10)
-        if child.is_alive():
-            child.kill()
+        found = answer.recv() if answer.poll(60) else None
+    except EOFError:  # it ended without
+        found = None
+    child.join(timeout=10)
+    child.kill()
+    assert found is not None, f"the child ended with {child.exitcode}: {where.read_text()}"
     assert_same_features(found, features, 1e-4, 1e-4)
     assert_same_features(d2.extract(image), features, 1e-4, 1e-4)
 
