@@ -1,9 +1,10 @@
 """`D2Feature`: D2-Net behind the interface of `cv2.Feature2D`."""
 
+import contextlib
 import copy
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,10 +152,9 @@ class D2Feature(Feature2DObject):
         Raises:
             InputError: an argument is unusable; the message says which image.
         """
-        pairs = list(paired(images, masks, "masks"))
-        found = list(stream(self.extract, [image for image, _ in pairs], [mask for _, mask in pairs]))
-        descriptors = tuple(deliver(one.descriptors, None, one.source) for one in found)
-        return tuple(one.keypoints for one in found), descriptors
+        with self._stream_list(images, masks) as extractions:
+            found = [(one.keypoints, deliver(one.descriptors, None, one.source)) for one in extractions]
+        return tuple(keypoints for keypoints, _ in found), tuple(descriptors for _, descriptors in found)
 
     @cv2_call
     def stream(self, images: Iterable[Any], masks: Iterable[Any] | None = None) -> Iterator[Extraction]:
@@ -181,10 +181,16 @@ class D2Feature(Feature2DObject):
     def detect(self, image: Any, mask: Any = None) -> Any:
         """Detect keypoints: a tuple of `cv2.KeyPoint`, or of such tuples for a list of images (and masks)."""
         if isinstance(image, (list, tuple)):
-            pairs = list(paired(image, mask, "masks"))
-            found = stream(self.extract, [one for one, _ in pairs], [other for _, other in pairs])
-            return tuple(one.features.to_keypoints() for one in found)
+            with self._stream_list(image, mask) as extractions:
+                return tuple(one.features.to_keypoints() for one in extractions)
         return self.extract(image, mask).to_keypoints()
+
+    def _stream_list(self, images: Any, masks: Any) -> contextlib.closing[Generator[Extraction]]:
+        """A list's images one by one; what is under way is stopped where one raises an error."""
+        pairs = list(paired(images, masks, "masks"))
+        return contextlib.closing(
+            stream(self.extract, [image for image, _ in pairs], [mask for _, mask in pairs])
+        )
 
     @cv2_call
     def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> tuple[Any, Any]:
@@ -522,8 +528,10 @@ class D2Feature(Feature2DObject):
         for key in ("nfeatures", "scoreThreshold", "maxEdge", "maxSumEdges", "tile", "rotations"):
             if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
                 raise InputError(f"the parameter {key} of the node is not a number of its kind")
-        scales = nodes["scales"].mat() if nodes["scales"].isMap() else None
-        if scales is None:  # what OpenCV makes of an empty matrix, too
+        scales = None
+        with contextlib.suppress(cv2.error):  # older versions' word of an empty matrix
+            scales = nodes["scales"].mat() if nodes["scales"].isMap() else None
+        if scales is None:
             raise InputError("the parameter scales of the node is not a matrix, or an empty one")
         # All is checked before anything is changed.
         fresh = D2Feature(

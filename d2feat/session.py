@@ -455,11 +455,16 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
         options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
     content = read_model(path)
     wanted = for_model(wanted, content)
+    # Before 1.23 this one aborts the process at d2net, where the other way of convolution is a subgraph.
+    old = tuple(int(part) for part in runtime.__version__.split(".")[:2]) < (1, 23)
+    left_out = ["ConvActivationFusion"] if old else []
 
     def load(providers: Sequence[Any]) -> Any:
         try:
             # Without the runtime's own fallback: a run that fails would go on elsewhere without a word.
-            made = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+            made = runtime.InferenceSession(
+                content, options, providers=providers, disabled_optimizers=left_out, enable_fallback=0
+            )
         except Exception as error:
             # Whoever keeps the traceback keeps a session that is not in `_alive`, and its threads.
             raise error.with_traceback(None) from None

@@ -79,7 +79,7 @@ class Extraction:
 
 def stream(
     extract: Callable[[Any, Any], Features], images: Iterable[Any], masks: Iterable[Any] | None = None
-) -> Iterator[Extraction]:
+) -> Generator[Extraction]:
     """Extract features of images, in order; see `D2Feature.stream`.
 
     Args:

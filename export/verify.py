@@ -67,8 +67,9 @@ def verify_model(
         ValueError: the model is not in single precision.
     """
     import cv2
-    import onnxruntime as ort
 
+    from d2feat.processor import usable_processors
+    from d2feat.session import start
     from tests.reference import extract
 
     try:
@@ -79,18 +80,17 @@ def verify_model(
     if said.get("precision") != "fp32":
         raise ValueError(f"{path} is not a model of ours in single precision: only those follow the formulas")
     weights = network_weights(model)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    started = start(Path(path), "cpu", usable_processors())
+    session = started.session
     given: list[dict[str, np.ndarray]] = [{}]
-    if WINOGRAD in {value.name for value in session.get_overridable_initializers()}:
+    if WINOGRAD in started.optional:
         given.append({WINOGRAD: np.array(True)})  # as `d2feat.create` runs it on processors
     for name, picture in (shipped_photographs() if images is None else images).items():
         for height, width in sizes:
             image = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
             for scales in pyramids:
                 feeds = {"image": image, "pyramid": np.array(scales, np.float64)}
-                start = time.perf_counter()
+                begin = time.perf_counter()
                 ways = [session.run(None, {**feeds, **way}) for way in given]
                 middle = time.perf_counter()
                 expected = extract(
@@ -111,7 +111,7 @@ def verify_model(
                     len(expected.keypoints),
                     min(same),
                     max(errors),
-                    (middle - start) / len(ways),
+                    (middle - begin) / len(ways),
                     end - middle,
                 )
 

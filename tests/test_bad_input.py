@@ -362,7 +362,7 @@ def test_gpu_that_is_not_there_is_an_error_with_a_remedy(provider: str, full: st
 class RuntimeWithoutCuda:
     """An ONNX Runtime that is built with CUDA, on a machine that has none: it falls back silently."""
 
-    __file__ = onnxruntime.__file__
+    __file__, __version__ = onnxruntime.__file__, onnxruntime.__version__
     SessionOptions = onnxruntime.SessionOptions
 
     @staticmethod
@@ -370,8 +370,8 @@ class RuntimeWithoutCuda:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     @staticmethod
-    def InferenceSession(path: str, options: Any, providers: list[Any], enable_fallback: int) -> Any:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    def InferenceSession(path: str, options: Any, providers: list[Any], **given: Any) -> Any:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], **given)
 
 
 @pytest.fixture

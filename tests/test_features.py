@@ -448,7 +448,7 @@ SPOILT: dict[str, tuple[str, str]] = {
     "threshold NaN": ("scoreThreshold:", "scoreThreshold: .Nan\nold:"),
     "scales missing": ("scales:", "levels:"),
     "scales number": ("scales:", "scales: 1.0\nold:"),
-    "scales negative": ("data: [ 0.5", "data: [ -0.5"),
+    "scales negative": ("data: [ ", "data: [ -"),
     "maxEdge missing": ("maxEdge:", "edge:"),
     "maxSumEdges str": ("maxSumEdges: 1300", "maxSumEdges: wide"),
 }

@@ -382,6 +382,7 @@ class Runtime(SimpleNamespace):
 
     def __init__(self, refuses: str = "") -> None:
         super().__init__(**{name: getattr(onnxruntime, name) for name in ("SessionOptions", "RunOptions")})
+        self.__version__ = onnxruntime.__version__
         self.refuses, self.asked, self.devices = refuses, [], []
         self.__file__ = "/nowhere/onnxruntime.py"
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self.value)
@@ -395,15 +396,15 @@ class Runtime(SimpleNamespace):
             raise RuntimeError("Failed to allocate memory for requested buffer of size 983040000")
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "cpu", number)
 
-    def InferenceSession(self, content: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
+    def InferenceSession(self, content: bytes, options: Any, providers: Any, **given: Any) -> Any:
         entries = dict((entry, {}) if isinstance(entry, str) else entry for entry in providers)
-        self.asked.append((entries, enable_fallback))
+        self.asked.append((entries, given["enable_fallback"]))
         if self.refuses == "capture" and entries[CUDA].get("enable_cuda_graph"):
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         full = self.refuses == "memory" or (self.refuses == "second" and len(self.asked) > 1)
         if full and CUDA in entries:
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);")
-        session = onnxruntime.InferenceSession(content, options, providers=[CPU])
+        session = onnxruntime.InferenceSession(content, options, providers=[CPU], **given)
         if self.refuses == "capturing" and entries[CUDA].get("enable_cuda_graph"):
 
             def run(*_: Any) -> None:

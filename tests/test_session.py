@@ -62,10 +62,11 @@ def test_the_default_model_suits_the_processor(
 def test_a_gpus_runtime_without_a_gpu_takes_what_suits_the_processor(
     monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
 ) -> None:
-    def start(content: bytes, options: Any, **_: Any) -> onnxruntime.InferenceSession:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    def start(content: bytes, options: Any, providers: Any, **given: Any) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], **given)
 
     runtime = SimpleNamespace(
+        __version__=onnxruntime.__version__,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         SessionOptions=onnxruntime.SessionOptions,
         ExecutionOrder=onnxruntime.ExecutionOrder,
