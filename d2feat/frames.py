@@ -14,7 +14,7 @@ import ctypes
 import logging
 import os
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -163,10 +163,12 @@ class FrameExtractor:
         check_several(images)
         images = images if isinstance(images, Sequence | np.ndarray) else list(taken(images))
         if len(images) > self.batch:
-            return [found.features for found in self.stream(images)]
+            # What is under way is stopped where one raises an error.
+            with contextlib.closing(self.stream(images)) as extractions:
+                return [found.features for found in extractions]
         return [found.features for found in self._extracted(0, images, self._decoded(images))]
 
-    def stream(self, images: Iterable[Any]) -> Iterator[Extraction]:
+    def stream(self, images: Iterable[Any]) -> Generator[Extraction]:
         """Features of many images, in order; as `D2Feature.stream`, but as many at a time as a batch has.
 
         A batch waits until it is full or the images end.
@@ -177,7 +179,7 @@ class FrameExtractor:
         ) -> list[Extraction]:
             return self._extracted(place, sources, decoded.result())
 
-        def streamed() -> Iterator[Extraction]:
+        def streamed() -> Generator[Extraction]:
             groups = _groups(taken(images), self.batch)
             # Not chain.from_iterable, which cannot be closed.
             with contextlib.closing(overlap(groups, self._decoded, extracted, self._lanes)) as batches:

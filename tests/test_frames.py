@@ -101,6 +101,12 @@ def test_a_frame_that_cannot_be_used_is_named_and_the_others_come(
         assert said in str(one.error)
     with pytest.raises(d2feat.InputError, match="110 x 50"):
         frames.extract([images[0], images[1][:50]])
+    with pytest.raises(d2feat.InputError, match="110 x 50") as raised:
+        frames.extract([images[1][:50], *images, *images])
+    decoding = [thread for thread in threading.enumerate() if thread.name.startswith("d2feat-decode")]
+    for thread in decoding:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in decoding), f"{raised} keeps them"
 
 
 def test_threads_share_an_extractor(frames: d2feat.FrameExtractor, images: list[np.ndarray]) -> None:
@@ -381,8 +387,8 @@ class Runtime(SimpleNamespace):
     """
 
     def __init__(self, refuses: str = "") -> None:
-        super().__init__(**{name: getattr(onnxruntime, name) for name in ("SessionOptions", "RunOptions")})
-        self.__version__ = onnxruntime.__version__
+        kept = ("SessionOptions", "RunOptions", "__version__")
+        super().__init__(**{name: getattr(onnxruntime, name) for name in kept})
         self.refuses, self.asked, self.devices = refuses, [], []
         self.__file__ = "/nowhere/onnxruntime.py"
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self.value)
