@@ -9,6 +9,8 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <opencv2/core.hpp>
 #include <opencv2/imgproc.hpp>
@@ -127,11 +129,18 @@ class D2Feature : public cv::Feature2D {
         check(api().DisableTelemetryEvents(environment_.get()));
         const auto options = made<OrtSessionOptions>(api().CreateSessionOptions);
         check(api().SetIntraOpNumThreads(options.get(), threads));
+        // Aborts the process at models that know Winograd's algorithm (docs/model-format.md).
+        if (std::atoi(std::strchr(OrtGetApiBase()->GetVersionString(), '.') + 1) < 23)
+            check(api().AddSessionConfigEntry(options.get(), "optimization.disable_specified_optimizers",
+                                              "ConvActivationFusion"));
         const std::basic_string<ORTCHAR_T> path(model.begin(), model.end());
         session_ = made<OrtSession>(api().CreateSession, environment_.get(), path.c_str(), options.get());
         memory_ = made<OrtMemoryInfo>(api().CreateCpuMemoryInfo, OrtDeviceAllocator, OrtMemTypeDefault);
         if (said("contract") != "1") CV_Error(cv::Error::StsError, model + " is no model of d2feat's contract 1");
         channels_ = std::stoi(said("channels"));
+        size_t optional = 0;  // the one optional input, which the graph itself takes for false
+        check(api().SessionGetOverridableInitializerCount(session_.get(), &optional));
+        winograd_ = optional > 0;
     }
 
     std::string said(const char* key) const {
@@ -179,28 +188,31 @@ class D2Feature : public cv::Feature2D {
     }
 
     std::vector<Value> run(const cv::Mat& pixels, std::int64_t limit, const std::vector<float>& points) const {
-        static const std::array<const char*, 4> inputs{"image", "pyramid", "max_keypoints", "points"};
+        static const std::array<const char*, 5> inputs{"image", "pyramid", "max_keypoints", "points", "winograd"};
         static const std::array<const char*, 5> names{"keypoints", "scores", "scales", "descriptors",
                                                       "point_descriptors"};
         static const float none = 0;
-        const std::array<Value, 4> values{
+        static const bool faster = true;
+        const std::array<Value, 5> values{
             tensor(pixels.data, pixels.total() * 3, {pixels.rows, pixels.cols, 3}, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8),
             tensor(scales_.data(), scales_.size() * sizeof(double), {static_cast<std::int64_t>(scales_.size())},
                    ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE),
             tensor(&limit, sizeof limit, {}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
             tensor(points.empty() ? &none : points.data(), points.size() * sizeof(float),
-                   {static_cast<std::int64_t>(points.size() / 3), 3}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)};
-        std::array<const OrtValue*, 4> given{};
+                   {static_cast<std::int64_t>(points.size() / 3), 3}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
+            tensor(&faster, sizeof faster, {}, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL)};
+        std::array<const OrtValue*, 5> given{};
         for (size_t i = 0; i < given.size(); ++i) given[i] = values[i].get();
         std::array<OrtValue*, 5> raw{};
-        check(api().Run(session_.get(), nullptr, inputs.data(), given.data(), given.size(), names.data(), names.size(),
-                        raw.data()));
+        check(api().Run(session_.get(), nullptr, inputs.data(), given.data(), winograd_ ? 5 : 4, names.data(),
+                        names.size(), raw.data()));
         std::vector<Value> outputs;
         for (OrtValue* one : raw) outputs.emplace_back(one);
         return outputs;
     }
 
     int nfeatures_, channels_ = 0;
+    bool winograd_ = false;
     std::vector<double> scales_;
     Owned<OrtEnv> environment_;  // destroyed last
     Owned<OrtSession> session_;

@@ -35,7 +35,7 @@ int main(int count, char** arguments) {
         given.emplace_back(-5.f, 3.f, 32.f);  // outside of the image: dropped
         cv::Mat again;
         detector->compute(left, given, again);
-        cv::FileStorage(arguments[4], cv::FileStorage::WRITE)
-            << "keypoints" << rows << "descriptors" << descriptors1 << "computed" << again;
+        cv::FileStorage file(arguments[4], cv::FileStorage::WRITE);
+        file << "keypoints" << rows << "descriptors" << descriptors1 << "computed" << again;
     }
 }
