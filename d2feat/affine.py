@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .bindings import Feature2DObject, deliver, paired
+from .bindings import Feature2DObject, cv2_call, deliver, paired, real, whole
 from .errors import InputError
 from .feature2d import D2Feature, KeyPoints
 from .features import Features
@@ -46,6 +46,7 @@ class AffineFeature(Feature2DObject):
         rotateStepBase: degrees between the views of a tilt, times the tilt.
     """
 
+    @cv2_call
     def __init__(
         self,
         backend: D2Feature,
@@ -56,12 +57,14 @@ class AffineFeature(Feature2DObject):
     ) -> None:
         if not issubclass(type(backend), D2Feature):
             raise InputError(f"AffineFeature takes a detector of d2feat.create, not {type(backend).__name__}")
-        if not 0 <= minTilt <= maxTilt:
-            raise InputError(f"0 <= minTilt <= maxTilt must hold, not {minTilt} and {maxTilt}")
-        if not (tiltStep > 1 and 0 < rotateStepBase <= 360):
+        least, most = whole(minTilt, "minTilt"), whole(maxTilt, "maxTilt")
+        step, base = real(tiltStep, "tiltStep"), real(rotateStepBase, "rotateStepBase")
+        if not 0 <= least <= most:
+            raise InputError(f"0 <= minTilt <= maxTilt must hold, not {least} and {most}")
+        if not (step > 1 and 0 < base <= 360):
             raise InputError("tiltStep must be above 1 and rotateStepBase in (0, 360]")
-        tilts = [tiltStep**n for n in range(minTilt, maxTilt + 1)]
-        views = (_rolls(tilt, rotateStepBase) for tilt in tilts)
+        tilts = [step**n for n in range(least, most + 1)]
+        views = (_rolls(tilt, base) for tilt in tilts)
         self.backend = backend
         self.views = tuple(chain.from_iterable(views))
 
@@ -69,33 +72,40 @@ class AffineFeature(Feature2DObject):
         """Tilts and rolls (degrees) of the views."""
         return [view.tilt for view in self.views], [view.roll for view in self.views]
 
+    @cv2_call
     def setViewParams(self, tilts: Sequence[float], rolls: Sequence[float]) -> None:
         """Views of one's own choice: as many tilts (1 or more) as rolls (degrees)."""
-        if len(tilts) != len(rolls) or not len(tilts) or min(tilts) < 1:
+        steep, turned = [real(tilt, "a tilt") for tilt in tilts], [real(roll, "a roll") for roll in rolls]
+        if len(steep) != len(turned) or not steep or min(steep) < 1:
             raise InputError("setViewParams takes as many tilts as rolls, at least one, and no tilt below 1")
-        self.views = tuple(View(float(tilt), float(roll)) for tilt, roll in zip(tilts, rolls, strict=True))
+        self.views = tuple(map(View, steep, turned))
 
+    @cv2_call
     def extract(self, image: Any, mask: Any = None) -> Features:
         """Features of all views as arrays, in pixels of the image, best first."""
         pixels = as_image(image)
         allowed = as_mask(mask, pixels.shape[:2])
         return best_of([self._extract_view(pixels, allowed, view) for view in self.views], 0)
 
+    @cv2_call
     def detectAndCompute(
         self, image: Any, mask: Any = None, descriptors: Any = None, useProvidedKeypoints: bool = False
     ) -> tuple[KeyPoints, Any]:
         """Keypoints and descriptors of all views, as `D2Feature.detectAndCompute` returns them."""
-        if useProvidedKeypoints:
-            raise InputError("AffineFeature detects its own keypoints")
+        if useProvidedKeypoints:  # none can be provided
+            as_image(image)
+            return (), deliver(None, descriptors, image)
         keypoints, found = self.extract(image, mask).to_opencv()
         return keypoints, deliver(found, descriptors, image)
 
+    @cv2_call
     def detect(self, image: Any, mask: Any = None) -> Any:
         """Keypoints of all views; for a list of images (and masks) a tuple of such tuples."""
         if isinstance(image, (list, tuple)):
             return tuple(self.extract(*one).to_keypoints() for one in paired(image, mask, "masks"))
         return self.extract(image, mask).to_keypoints()
 
+    @cv2_call
     def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> tuple[Any, Any]:
         """Not to be had: a keypoint does not say in which view it was found."""
         raise InputError("AffineFeature describes what it detects: call detectAndCompute")

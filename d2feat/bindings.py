@@ -19,8 +19,8 @@ from .images import cv2_path
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PLURALS: Final = {"images": "image", "masks": "mask"}
-"""What OpenCV's overloads for several images call these arguments."""
+_OTHER_NAMES: Final = {"images": ("image",), "masks": ("mask",), "fileName": ("fs", "fn")}
+"""What other overloads of OpenCV call these arguments."""
 
 
 def cv2_call(function: Callable[P, R]) -> Callable[P, R]:
@@ -29,9 +29,10 @@ def cv2_call(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for plural, name in _PLURALS.items():
-            if plural in kwargs and plural not in signature.parameters and name not in kwargs:
-                kwargs[name] = kwargs.pop(plural)
+        for other, ours in _OTHER_NAMES.items():
+            name = next((name for name in ours if name in signature.parameters), None)
+            if name and other in kwargs and other not in signature.parameters and name not in kwargs:
+                kwargs[name] = kwargs.pop(other)
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:

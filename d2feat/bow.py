@@ -116,6 +116,8 @@ class BOWImgDescriptorExtractor:
         if self._vocabulary is None:
             raise InputError("there is no vocabulary: setVocabulary() first")
         _, descriptors = self._extractor.compute(image, keypoints)
+        if isinstance(descriptors, cv2.UMat):
+            descriptors = descriptors.get()
         if descriptors is None:
             return None
         descriptors = _as_floats(descriptors, "descriptors")

@@ -14,6 +14,7 @@ from typing import Final
 import cv2
 import numpy as np
 
+from .errors import ModelError
 from .model import DEFAULT, available_models, cache_folder
 from .processor import cgroup_quota, usable_processors
 from .session import import_runtime, open_session
@@ -151,7 +152,11 @@ def processors() -> list[Fact]:
 def models() -> list[Fact]:
     """The models at hand, and what their files say of themselves."""
     facts = [(name, describe_model(path)) for name, path in available_models().items()]
-    return [*facts, ("cache folder", str(cache_folder()))]
+    try:
+        cache = str(cache_folder())
+    except ModelError as error:
+        cache = str(error)
+    return [*facts, ("cache folder", cache)]
 
 
 def describe_model(path: Path) -> str:

@@ -99,8 +99,11 @@ class D2Feature(Feature2DObject):
 
     @property
     def _session(self) -> Session:
-        self._held = open_session(self._model, self._provider, self._threads)  # it stays loaded
-        return self._held
+        # It stays loaded, whatever becomes of the file; but not in a forked child, where it is of no use.
+        held: Session | None = self.__dict__.get("_held")
+        if held is None or held.process != os.getpid():
+            held = self._held = open_session(self._model, self._provider, self._threads)
+        return held
 
     # ---- detection and description
 
@@ -487,10 +490,10 @@ class D2Feature(Feature2DObject):
             return
         if not isinstance(fs, cv2.FileStorage):
             raise InputError(f"write takes a path or a cv2.FileStorage, not {type(fs).__name__}")
-        if name is not None:
+        if name:
             fs.startWriteStruct(name, cv2.FileNode_MAP)
         self._write_parameters(fs)
-        if name is not None:
+        if name:
             fs.endWriteStruct()
 
     def _write_parameters(self, fs: cv2.FileStorage) -> None:

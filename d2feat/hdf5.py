@@ -19,9 +19,11 @@ written by `replacing`, and long work as one such file a step, joined by `pack` 
 """
 
 import contextlib
+import glob
 import io
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +33,9 @@ import numpy.typing as npt
 
 from .errors import D2FeatError, InputError
 from .features import Features
+
+STALE: Final = 10
+"""Seconds after which a file that is half written is a killed run's."""
 
 _GOES_ON: Final = "what is done is kept, the same command goes on with it"
 
@@ -124,9 +129,10 @@ def read_matches(file: Any, name0: str, name1: str) -> tuple[npt.NDArray[np.int6
 
 def image_names(file: Any) -> list[str]:
     """Names of the images that have features in an open `h5py.File`, sorted."""
-    names: list[str] = []
-    file.visit(lambda path: names.append(path.removesuffix("/keypoints")) if _is_keypoints(path) else None)
-    return sorted(names)
+    paths: list[str] = []
+    file.visit(lambda path: paths.append(path) if path.endswith("/keypoints") else None)
+    # Not the folder of images that is called so.
+    return sorted(path.removesuffix("/keypoints") for path in paths if hasattr(file[path], "shape"))
 
 
 def stored_name(name: str) -> str:
@@ -189,12 +195,17 @@ def replacing(path: Path) -> Iterator[Any]:
     with open_hdf5(content, "w") as file:
         yield file
     with _taking_place(path) as partial:
+        partial.parent.mkdir(exist_ok=True)  # of parts: another run removes it where it finds it empty
         partial.write_bytes(content.getbuffer())
 
 
 @contextlib.contextmanager
 def _taking_place(path: Path) -> Iterator[Path]:
-    """A path to write to; what is there then takes its place at `path`, after it is on the disk."""
+    """A path to write to; what is there then takes its place at `path`, after it is on the disk.
+
+    Where `path` is a link, that is the place that it leads to.
+    """
+    path = path.resolve()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -207,6 +218,13 @@ def _taking_place(path: Path) -> Iterator[Path]:
         raise D2FeatError(f"cannot write {path}: {error}; {_GOES_ON}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_stale(partial: Path) -> None:
+    """Remove a file that is half written, unless somebody may be writing it."""
+    with contextlib.suppress(OSError):
+        if time.time() - partial.stat().st_mtime > STALE:
+            partial.unlink()
 
 
 def is_whole(path: Path) -> bool:
@@ -246,7 +264,9 @@ def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> No
     Raises:
         D2FeatError: it cannot be written.
     """
-    parts = list(parts)
+    parts, path = list(parts), path.resolve()
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        remove_stale(partial)
     needed, (total, _, free) = sum(part.stat().st_size for part in parts), shutil.disk_usage(path.parent)
     if needed > free and total:  # some file systems do not say
         raise D2FeatError(
@@ -268,23 +288,34 @@ def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> No
 
 def _merge(source: Any, target: Any, without: Collection[str]) -> None:
     for name, item in source.items():
-        if name in without:
-            continue
         inside = {path.removeprefix(f"{name}/") for path in without if path.startswith(f"{name}/")}
-        if hasattr(item, "items") and (inside or name in target):
-            _merge(item, target.require_group(name), inside)
+        is_group = hasattr(item, "items")
+        if name in without:
+            # Its datasets: a group inside is of another image, in a folder that is named as this one.
+            inside |= set(_datasets(item) if is_group else ())
+            if not is_group or inside >= item.keys():
+                continue
+        if is_group and (inside or name in target):
+            group = target.require_group(name)
+            _merge(item, group, inside)
+            if name not in without:
+                group.attrs.update(item.attrs)
         else:
             source.copy(item, target, name)
 
 
-def _is_keypoints(path: str) -> bool:
-    return path.endswith("/keypoints")
-
-
 def _fresh_group(file: Any, name: str) -> Any:
-    if name in file:
-        del file[name]
-    return file.create_group(name)
+    group = file.require_group(name)
+    for dataset in _datasets(group):
+        del group[dataset]
+    for attribute in list(group.attrs):
+        del group.attrs[attribute]
+    return group
+
+
+def _datasets(group: Any) -> list[str]:
+    """Names of the datasets in a group."""
+    return [name for name, item in group.items() if not hasattr(item, "items")]
 
 
 def _group(file: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -69,7 +70,8 @@ def is_image_name(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:
 def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Image files in a folder and the subfolders that may be read, sorted; endings count in lower case.
 
-    Links to folders elsewhere are followed. Those to folders within are not, for what these hold has a name.
+    Those that cannot be read, and links that lead nowhere, are among them. Links to folders elsewhere are
+    followed; those to folders within are not, for what these hold has a name.
     """
     root = folder.resolve()
 
@@ -79,15 +81,24 @@ def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
         except PermissionError:
             return
         for path in paths:
-            if path.is_dir():
+            kind = _kind(path)
+            if kind == stat.S_IFDIR:
                 real = path.resolve()
                 around = real.is_relative_to(root) or root.is_relative_to(real)
                 if real not in above and not (path.is_symlink() and around):
                     yield from walk(path, above | {real})
-            elif is_image_name(path.name, suffixes) and path.is_file():
+            elif is_image_name(path.name, suffixes) and kind in (stat.S_IFREG, 0):
                 yield path
 
     return sorted(walk(folder, frozenset([root])))
+
+
+def _kind(path: Path) -> int:
+    """What a path leads to, as `stat.S_IFDIR`; 0 where it leads nowhere or may not be looked at."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return 0
 
 
 def digest(path: Path) -> str:

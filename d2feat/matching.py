@@ -61,7 +61,8 @@ def match(
         kept &= distance < ratio * _distances(query, train[second])
     if maxDistance is not None:
         kept &= distance <= maxDistance
-    return tuple(map(cv2.DMatch, rows[kept].tolist(), nearest[kept].tolist(), distance[kept].tolist()))
+    pairs = zip(rows[kept].tolist(), nearest[kept].tolist(), distance[kept].tolist(), strict=True)
+    return tuple(cv2.DMatch(query_row, train_row, 0, apart) for query_row, train_row, apart in pairs)
 
 
 def _neighbours(
@@ -72,6 +73,8 @@ def _neighbours(
     The second nearest is found only if wanted.
     """
     count, others = len(query), len(train)
+    middle = train.mean(0)  # about which rounding loses least
+    query, train = query - middle, train - middle
     # |q - t|^2 = (q, |q|^2, 1) . (-2 t, 1, |t|^2): one matrix product and nothing else.
     left = np.column_stack([query, (query * query).sum(1), np.ones(count, np.float32)])
     right = np.column_stack([-2 * train, np.ones(others, np.float32), (train * train).sum(1)]).T
@@ -110,8 +113,8 @@ def _as_descriptors(descriptors: Any, name: str) -> npt.NDArray[np.float32]:
         raise InputError(f"{name} must be an N x C array, not {shape}")
     if not np.issubdtype(descriptors.dtype, np.floating):
         raise InputError(
-            f"{name} must be floating point, not {descriptors.dtype}; "
-            "binary descriptors are matched by cv2.BFMatcher(cv2.NORM_HAMMING)"
+            f"{name} must be floating point, not {descriptors.dtype}: those of SIFT by .astype(np.float32); "
+            "binary ones are matched by cv2.BFMatcher(cv2.NORM_HAMMING)"
         )
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(descriptors, np.float32)

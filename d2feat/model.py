@@ -1,7 +1,9 @@
 """Model files: where they are and what they must say of themselves (docs/model-format.md)."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -53,15 +55,29 @@ def bundled_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded and converted models; the environment variable D2FEAT_CACHE overrides it."""
+    """Folder of downloaded and converted models; the environment variable D2FEAT_CACHE overrides it.
+
+    Raises:
+        ModelError: it is not set, and the user has no home folder.
+    """
     chosen = os.environ.get("D2FEAT_CACHE")
     if chosen:
         return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "d2feat"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "d2feat"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "d2feat"
+    usual = os.environ.get({"win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME"))
+    if usual and sys.platform != "darwin":
+        return Path(usual) / "d2feat"
+    inside = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    try:
+        return Path.home() / inside / "d2feat"
+    except RuntimeError:
+        raise ModelError("there is no home folder for models; let D2FEAT_CACHE name another") from None
+
+
+def _folders() -> Iterator[Path]:
+    """Where models are, bundled ones first."""
+    yield bundled_folder()
+    with contextlib.suppress(ModelError):  # those that are bundled need none
+        yield cache_folder()
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
@@ -78,7 +94,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         if not path.is_file():
             raise ModelError(f"no model file at {path}")
         return path.resolve()
-    for folder in (bundled_folder(), cache_folder()):
+    for folder in _folders():
         path = folder / f"{name}.onnx"
         if path.is_file():
             return path
@@ -100,7 +116,7 @@ def is_path(model: str) -> bool:
 def available_models() -> dict[str, Path]:
     """Name and path of every model at hand, bundled ones first."""
     found: dict[str, Path] = {}
-    for folder in (bundled_folder(), cache_folder()):
+    for folder in _folders():
         for path in sorted(folder.glob("*.onnx")):
             found.setdefault(path.stem, path)
     return found

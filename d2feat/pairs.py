@@ -19,6 +19,7 @@ from . import hdf5
 from .errors import InputError
 from .features import Features
 from .lists import read_lines
+from .locks import locked
 from .matching import match
 
 Pair = tuple[str, str]
@@ -85,6 +86,8 @@ def match_pairs(
     features by the same rule, a digest of which is with it. A rule that is neither a function of a module nor
     a `functools.partial` of one cannot be known again: all its pairs are matched.
 
+    While another process matches into the same file this one waits.
+
     Raises:
         InputError: there is no such file, it lacks an image of the pairs, or two names are one in the layout.
     """
@@ -94,12 +97,12 @@ def match_pairs(
         if other != name:
             raise InputError(f"hloc's layout has one name for the images {other} and {name}: rename one")
     folder = out.with_name(out.name + ".parts")
-    folder.mkdir(parents=True, exist_ok=True)
     by_first: dict[str, list[str]] = {}
     for first, second in pairs:
         by_first.setdefault(first, []).append(second)
     parts, ruled = [], _identity(rule)
-    with hdf5.open_hdf5(features) as file, contextlib.ExitStack() as stack:
+    hdf5.open_hdf5(features).close()  # an error here leaves no folder
+    with locked(folder), hdf5.open_hdf5(features) as file, contextlib.ExitStack() as stack:
         earlier: Any = stack.enter_context(hdf5.open_hdf5(out)) if out.exists() else {}
 
         @functools.lru_cache(HELD)
@@ -134,8 +137,9 @@ def match_pairs(
             with hdf5.replacing(parts[-1]) as part:
                 for second in kept:
                     earlier.copy(f"{first}/{second}", part, f"{first}/{second}")
-    hdf5.pack(parts, out)
-    shutil.rmtree(folder)
+        stack.close()
+        hdf5.pack(parts, out)
+        shutil.rmtree(folder)
 
 
 def _others(

@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -83,6 +83,7 @@ class Session:
         provider: the execution provider that runs it.
         threads: processors it uses on the CPU.
         given: inputs that are the same in all runs.
+        process: that loaded it. A forked child cannot use it.
     """
 
     path: Path
@@ -91,6 +92,7 @@ class Session:
     threads: int
     given: Mapping[str, npt.NDArray[Any]]
     _session: Any
+    process: int = field(default_factory=os.getpid)
 
     def run(
         self,
@@ -292,6 +294,9 @@ _cache: OrderedDict[Any, Session] = OrderedDict()
 _in_use: weakref.WeakValueDictionary[Any, Session] = weakref.WeakValueDictionary()
 """Of the sessions kept, and of all that some object holds on to."""
 
+_loading: dict[Any, threading.Lock] = {}
+"""Held while that session is loaded: others need not wait for it."""
+
 _alive: weakref.WeakSet[Any] = weakref.WeakSet()
 """The runtime's sessions."""
 
@@ -327,13 +332,33 @@ def open_session(model: str | os.PathLike[str], provider: Provider = "auto", thr
     state = path.stat()
     key = path, (state.st_mtime_ns, state.st_size), chosen, count
     with _lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-        else:
-            _cache[key] = _in_use[key] = _in_use.get(key) or _load(path, chosen, count)
-            while len(_cache) > CACHED:
-                _cache.popitem(last=False)
-        return _cache[key]
+        if kept := _kept(key):
+            return kept
+        loading = _loading.setdefault(key, threading.Lock())
+    with loading:
+        with _lock:
+            if kept := _kept(key):
+                return kept
+        try:
+            made = _load(path, chosen, count)
+            with _lock:
+                _in_use[key] = made
+                _kept(key)
+        finally:
+            with _lock:
+                _loading.pop(key, None)
+        return made
+
+
+def _kept(key: Any) -> Session | None:
+    """The session that is loaded already; it is the last to be forgotten."""
+    found = _in_use.get(key)
+    if found is not None:
+        _cache[key] = found
+        _cache.move_to_end(key)
+        while len(_cache) > CACHED:
+            _cache.popitem(last=False)
+    return found
 
 
 def checked(provider: Provider, threads: int) -> tuple[Any, int]:
@@ -368,6 +393,7 @@ def _abandon_inherited_sessions() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
     _cache.clear()
     _in_use.clear()
+    _loading.clear()
 
 
 if hasattr(os, "register_at_fork"):

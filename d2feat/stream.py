@@ -124,7 +124,10 @@ def taken(images: Iterable[Any]) -> Iterator[Any]:
         yield from images
         return
     for image in images:
-        yield image.copy() if isinstance(image, np.ndarray) else image
+        if isinstance(image, cv2.UMat):
+            yield cv2.UMat(image.get())  # type: ignore[call-overload]  # not in stubs
+        else:
+            yield image.copy() if isinstance(image, np.ndarray) else image
 
 
 def _masked(images: Iterable[Any], masks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

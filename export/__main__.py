@@ -2,11 +2,15 @@
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
+import cv2
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +23,9 @@ from .photographs import read_photographs
 
 CALIBRATION: Final = 32
 """Photographs that the ranges of an eight-bit model are taken from."""
+
+LARGEST: Final = 320 * 480
+"""Pixels that they are made smaller to, if they have more."""
 
 app = typer.Typer(add_completion=False, help="Export D2-Net checkpoints to ONNX, and verify the result.")
 console = Console()
@@ -67,6 +74,8 @@ def export(
         raise typer.BadParameter(f"--target is onnxruntime, frames or opencv, not {target}")
     if target != "onnxruntime" and (int8 is not None or coordinates != "opencv"):
         raise typer.BadParameter(f"--target {target} takes neither --int8 nor --coordinates")
+    if contract not in ("aliked", "disk"):
+        raise typer.BadParameter(f"--contract is aliked or disk, not {contract}")
     if half and (int8 is not None or target == "opencv"):
         raise typer.BadParameter("--half goes with neither --int8 nor --target opencv")
     with _errors_said():
@@ -109,7 +118,7 @@ def verify(model: Annotated[Path, typer.Argument(help="model file that this pack
 def _errors_said() -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         stderr = Console(stderr=True, highlight=False)
         stderr.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
@@ -134,9 +143,18 @@ def export_checkpoint(
         FileNotFoundError, ValueError: there are no photographs at `int8`, or a damaged tar file.
     """
     checkpoint = _named(weights, name, version)
-    calibration = None if int8 is None else itertools.islice(read_photographs(int8), CALIBRATION)
+    calibration = None if int8 is None else map(_small, itertools.islice(read_photographs(int8), CALIBRATION))
     model = build_graph(checkpoint, coordinates, calibration=calibration, half=half)
     return save_model(model, out)
+
+
+def _small(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The photograph, made smaller if it is large: memory grows with its pixels, 6 GB at 1280 x 960."""
+    factor = math.sqrt(LARGEST / photograph[..., 0].size)
+    if factor >= 1:
+        return photograph
+    height, width = (max(1, round(factor * side)) for side in photograph.shape[:2])
+    return np.asarray(cv2.resize(photograph, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _named(weights: str | Path, name: str | None, version: str | None) -> Checkpoint:

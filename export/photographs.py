@@ -1,5 +1,6 @@
 """Photographs to train, calibrate and verify on: folders, tar shards, and what scikit-image ships."""
 
+import contextlib
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +78,10 @@ def _members(path: Path) -> Iterator[bytes]:
     try:
         with tarfile.open(path) as shard:
             for member in shard:
-                content = shard.extractfile(member) if _is_image(Path(member.name)) else None
+                content = None
+                if _is_image(Path(member.name)):
+                    with contextlib.suppress(KeyError):  # of a link to what is not in the file
+                        content = shard.extractfile(member)
                 if content is not None:
                     yield content.read()
     except (tarfile.TarError, EOFError):

@@ -139,6 +139,7 @@ def test_vocabulary_and_histograms(
     nearest = np.linalg.norm(found[0][1][:, None] - vocabulary, axis=2).argmin(axis=1)
     assert histogram[0] == pytest.approx(np.bincount(nearest, minlength=12) / len(nearest))
     assert extractor.compute(image, []) is None
+    assert extractor.compute(cv2.UMat(image), ()) is None
     with pytest.raises(d2feat.InputError, match="N x C"):
         extractor.setVocabulary(np.ones(3, np.float32))
     extractor.setVocabulary(vocabulary[:, :9])

@@ -214,7 +214,9 @@ def test_parts_of_another_run_of_the_same_output_stay(folder: Path, tmp_path: Pa
     assert invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND).exit_code == 0
     assert sorted(theirs.iterdir()) == sorted(part_path(theirs, name) for name in GOOD[2:])
     assert still_to_do(out, {name: folder / name for name in GOOD}, settings) == []
-    assert join_parts(out, GOOD, []) == len(names_in(out)) == 5
+    with pytest.raises(d2feat.InputError, match="made with"):
+        join_parts(out, GOOD, [], "other settings")  # of a run that began when nothing was there
+    assert join_parts(out, GOOD, [], settings) == len(names_in(out)) == 5
     assert not theirs.exists()
     # The folder is made again for a run that is at work.
     write_part(theirs, "b.jpg", features, settings, "")
@@ -235,12 +237,82 @@ def test_runs_of_the_same_output_join_one_after_the_other(
         pack(parts, *rest)
 
     monkeypatch.setattr("d2feat.collection.parts.pack", slowly)
-    first = threading.Thread(target=join_parts, args=(out, GOOD[:2], []))
+    first = threading.Thread(target=join_parts, args=(out, GOOD[:2], [], ""))
     first.start()
     started.wait()
-    assert join_parts(out, GOOD[2:], []) == 5
+    assert join_parts(out, GOOD[2:], [], "") == 5
     first.join()
     assert names_in(out) == GOOD
+
+
+def test_runs_that_match_into_one_file_do_it_one_after_the_other(folder: Path, tmp_path: Path) -> None:
+    out, matches = tmp_path / "features.h5", tmp_path / "features-matches.h5"
+    assert invoke("extract", folder, "-o", out, *COMMAND).exit_code == 1
+    first = match_pairs([("a.png", "b.jpg"), ("b.jpg", "sub/a.png")], out, matches)
+    assert next(first) == 1
+    second = threading.Thread(target=list, args=(match_pairs([("sub/c.webp", "sub/d.png")], out, matches),))
+    second.start()
+    second.join(0.5)
+    assert second.is_alive()
+    assert list(first) == [1]
+    second.join(60)
+    assert not second.is_alive()
+    with open_hdf5(matches) as file:
+        for pair in (("a.png", "b.jpg"), ("b.jpg", "sub/a.png"), ("sub/c.webp", "sub/d.png")):
+            assert len(read_matches(file, *pair)[1])
+    assert not parts_folder(matches).exists()
+
+
+def test_images_in_folders_that_are_called_as_datasets_or_images_are(folder: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "features.h5", tmp_path / "more"
+    for name in ("keypoints/a.png", "b.jpg/c.png", "b.jpg/sub/d.png"):
+        (more / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "a.png", more / name)
+    assert invoke("extract", folder / "b.jpg", folder / "sub/a.png", "-o", out, *COMMAND).exit_code == 0
+    command = ["extract", more, "-o", out, *COMMAND]
+    assert "3 of 3 images extracted" in invoke(*command).output
+    assert "3 were done" in invoke(*command).output
+    names = ["b.jpg", "b.jpg/c.png", "b.jpg/sub/d.png", "keypoints/a.png", "sub/a.png"]
+    assert names_in(out) == names
+    shutil.copy(folder / "sub/d.png", folder / "b.jpg")  # changed
+    result = invoke("extract", folder / "b.jpg", folder / "sub/a.png", "-o", out, *COMMAND, "--match", "all")
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 images extracted" in result.output
+    assert names_in(out) == names
+    with open_hdf5(out) as file:
+        assert all(file[name].attrs[DIGEST] for name in names)
+        assert file["b.jpg"].attrs[DIGEST] == digest(folder / "b.jpg")
+
+
+def test_files_that_nobody_may_read_or_that_are_gone_are_reported(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.h5"
+    (folder / "gone.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.png")
+    result = invoke("extract", folder, "-o", out, *COMMAND)
+    assert result.exit_code == 1
+    assert "skipped gone.png" in result.output
+    assert "5 of 7 images extracted" in result.output
+
+
+def test_an_output_that_is_a_link_stays_one(folder: Path, tmp_path: Path) -> None:
+    out, disk = tmp_path / "features.h5", tmp_path / "disk"
+    disk.mkdir()
+    out.symlink_to("disk/real.h5")
+    (disk / "real.h5.1.partial").write_bytes(b"of a run that was killed while it joined")
+    os.utime(disk / "real.h5.1.partial", (0, 0))
+    for image in ("a.png", "b.jpg"):
+        assert invoke("extract", folder / image, "-o", out, *COMMAND).exit_code == 0
+    assert out.is_symlink()
+    assert list(disk.iterdir()) == [disk / "real.h5"]
+    assert names_in(disk / "real.h5") == ["a.png", "b.jpg"]
+
+
+def test_nothing_is_matched_where_there_are_no_features(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.h5"
+    result = invoke("extract", folder / "broken.jpg", "-o", out, *COMMAND, "--match", "all")
+    assert result.exit_code == 1
+    assert "error" not in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_a_file_without_features_is_not_overwritten(folder: Path, tmp_path: Path) -> None:

@@ -167,7 +167,20 @@ SAME: dict[str, Call] = {
     "clear": lambda f: f.clear(),
     "getDefaultName": lambda f: f.getDefaultName(),
     "getNFeatures": lambda f: f.getNFeatures(),
+    # Persistence.
+    "write without a name": lambda f: written(f, ""),
+    "write by name": lambda f: written(f, "it"),
 }
+
+
+def written(feature2d: Any, name: str) -> tuple[bool, bool]:
+    """Where in a file its parameters are: at the root, or in a map of that name."""
+    storage = cv2.FileStorage(".yml", cv2.FILE_STORAGE_WRITE | cv2.FILE_STORAGE_MEMORY)
+    feature2d.write(storage, name)
+    content = storage.releaseAndGetString()
+    storage = cv2.FileStorage(content, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+    root = storage.root()
+    return root.getNode("nfeatures").isInt(), root.getNode(name or "it").isMap()
 
 
 OPENCV = tuple(int(number) for number in cv2.__version__.split(".")[:2])
@@ -182,6 +195,17 @@ def test_result_is_of_the_kind_that_sift_returns(
     if SINCE.get(name, OPENCV) > OPENCV:
         pytest.skip("not in this OpenCV")
     assert outcome(SAME[name], detector) == outcome(SAME[name], sift)
+
+
+@pytest.mark.parametrize("name", ["sift", "detector"])
+def test_parameters_are_written_and_read_by_keywords(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    feature2d, path = request.getfixturevalue(name), str(tmp_path / "it.yml")
+    feature2d.write(fileName=path)
+    changed = d2feat.create(5, provider="cpu") if name == "detector" else cv2.SIFT_create(5)
+    changed.read(fileName=path)
+    assert changed.getNFeatures() == feature2d.getNFeatures() == 0
 
 
 SAME_COMPUTE: dict[str, Call] = {

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
@@ -264,6 +266,17 @@ def test_models_are_called_by_their_names_in_tables() -> None:
     assert open_methods(["d2net"], 9, (1.0,))[0][0].name == "d2net single scale"
 
 
+@pytest.mark.skipif("d2net-lite" not in d2feat.available_models(), reason="no model is at hand")
+def test_no_two_methods_have_one_name(tmp_path: Path) -> None:
+    for name in ("d2net-lite", "sift"):
+        shutil.copy(d2feat.available_models()["d2net-lite"], tmp_path / f"{name}.onnx")
+    paths = [str(tmp_path / "d2net-lite.onnx"), "d2net-lite", str(tmp_path / "sift.onnx"), "sift"]
+    for scales in (None, (1.0,)):
+        names = [method.name for method in open_methods(paths, 9, scales)[0]]
+        assert len(set(names)) == 4
+        assert all(name.endswith(" single scale") == (scales is not None) for name in names[:3])
+
+
 @pytest.mark.parametrize("norm", [cv2.NORM_L2, cv2.NORM_HAMMING])
 def test_mutual_matches(norm: int) -> None:
     # 0 and 1 of image 1 are both nearest to 0 of image 2, which is nearer to 1.
@@ -411,7 +424,16 @@ def test_broken_sequences_are_named(folder: Path) -> None:
         read_sequences(folder / "i_one")
     with pytest.raises(d2feat.InputError, match=r"graf.*i_one, v_two"):
         read_sequences(folder, ["graf"])
-    for broken in ("1 0 0\n0 1 0\n", "1 0 0\n0 nan 0\n0 0 1\n", "1 0 0\n1 0 0\n0 0 1\n", "a b c\n"):
+    with warnings.catch_warnings(action="error"):
+        (folder / "v_two" / "H_1_4").mkdir()
+        with pytest.raises(d2feat.InputError, match="H_1_4 is not a homography"):
+            read_sequences(folder)
+        (folder / "v_two" / "H_1_4").rmdir()
+        (folder / "v_two" / "H_1_1").write_text("1 0 0\n0 1 0\n0 0 1\n")
+        with pytest.raises(d2feat.InputError, match=r"H_1_1.*from 2 on"):
+            read_sequences(folder)
+        (folder / "v_two" / "H_1_1").unlink()
+    for broken in ("", "1 0 0\n0 1 0\n", "1 0 0\n0 nan 0\n0 0 1\n", "1 0 0\n1 0 0\n0 0 1\n", "a b c\n"):
         (folder / "v_two" / "H_1_3").write_text(broken)
         with pytest.raises(d2feat.InputError, match="H_1_3"):
             read_sequences(folder)
@@ -494,6 +516,17 @@ def test_photographs_come_from_folders_and_shards(tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(broken)
         with pytest.raises(d2feat.InputError, match=r"a\.png"):
             make_sequences(tmp_path, 9)
+    (tmp_path / "a.png").unlink()
+    with tarfile.open(tmp_path / "SHARD.TAR", "w") as shard:
+        link = tarfile.TarInfo("lost.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "nowhere.png"
+        shard.addfile(link)
+    with pytest.raises(d2feat.InputError, match=r"lost\.png is not an image"):
+        make_sequences(tmp_path, 9)
+    cv2.imwrite(str(tmp_path / "narrow.png"), np.zeros((9000, 1, 3), np.uint8))
+    with pytest.raises(d2feat.InputError, match="no views can be made of a photograph of 1 x 9000 pixels"):
+        make_sequences(tmp_path / "narrow.png", 1)
+    (tmp_path / "narrow.png").unlink()
     (tmp_path / "SHARD.TAR").write_bytes(b"no shard")
     with pytest.raises(d2feat.InputError, match=r"SHARD\.TAR is not a tar file, or is damaged"):
         make_sequences(tmp_path, 9)

@@ -1,5 +1,6 @@
 """Checkpoints in, one verified graph out: formats, refusals, metadata, and agreement with the formulas."""
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 import d2feat
 from d2feat.model import bundled_folder
 from d2feat.session import open_session
-from export.__main__ import app, export_checkpoint
+from export.__main__ import _small, app, export_checkpoint
 from export.checkpoint import CheckpointError, read_checkpoint
 from export.graph import export_network
 from export.head import d2_scores, winner_patches
@@ -171,6 +172,7 @@ def test_command_line_exports_and_refuses(official: Path, tmp_path: Path) -> Non
     assert result.exit_code == 1
     assert "x.pth" in result.output
     assert runner.invoke(app, []).exit_code != 0
+    assert runner.invoke(app, [*arguments, "--contract", "nonsense"]).exit_code == 2
 
 
 def test_metadata_says_what_the_model_is(official: Path, official_model: Path) -> None:
@@ -216,6 +218,19 @@ def test_either_way_of_convolution_is_compared(tmp_path: Path) -> None:
         tmp_path / "wrong.onnx", shipped_photographs(("rocket",)), sizes=((120, 163),), pyramids=((1.0,),)
     )
     assert not row.passed
+
+
+def test_without_the_tests_nothing_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tests.reference", None)
+    result = CliRunner().invoke(app, ["verify", str(bundled_folder() / "d2net-lite.onnx")])
+    assert result.exit_code == 1
+    assert "only a checkout can verify" in " ".join(result.output.split())
+
+
+def test_calibration_takes_small_photographs() -> None:
+    """A camera's would fill the memory."""
+    assert _small(np.zeros((3000, 4000, 3), np.uint8)).shape == (339, 453, 3)
+    assert _small(np.zeros((320, 430, 3), np.uint8)).shape == (320, 430, 3)
 
 
 def test_what_is_no_model_is_not_verified(tmp_path: Path) -> None:

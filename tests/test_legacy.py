@@ -587,6 +587,12 @@ def test_runner_is_like_python(tmp_path: Path) -> None:
     ]
     assert json.loads(first) == expected
     assert last == "at exit"
+    for dashes in (["3", "--", "x"], ["--", "3"]):
+        first, _ = launch("app.py", *dashes, cwd=folder).stdout.splitlines() or ("[0, 0]", "")
+        plain = subprocess.run(
+            [sys.executable, "app.py", *dashes], capture_output=True, text=True, cwd=folder
+        )
+        assert json.loads(first)[1] == ["app.py", *dashes], plain.stderr
     plain = subprocess.run([sys.executable, "app.py", "fail"], capture_output=True, text=True, cwd=folder)
     failed = launch("app.py", "fail", cwd=folder)
     assert (failed.returncode, failed.stderr) == (plain.returncode, plain.stderr)
@@ -620,4 +626,8 @@ def test_options() -> None:
         "model": "d2net-int8",
         "scales": (0.5, 1, 2),
         "scoreThreshold": 0.5,
+    }
+    assert parse_options("provider=[('CUDAExecutionProvider',{'device_id':1}),('CPU',{})],tile=512") == {
+        "provider": [("CUDAExecutionProvider", {"device_id": 1}), ("CPU", {})],
+        "tile": 512,
     }

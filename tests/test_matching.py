@@ -30,6 +30,7 @@ def pairs(matches: tuple[cv2.DMatch, ...]) -> list[tuple[int, int]]:
 def assert_same_matches(ours: tuple[cv2.DMatch, ...], theirs: tuple[cv2.DMatch, ...]) -> None:
     """The same pairs at the same distances, ours by queryIdx."""
     theirs = sorted(theirs, key=lambda m: m.queryIdx)
+    assert {m.imgIdx for m in ours} == {m.imgIdx for m in theirs}
     assert pairs(ours) == pairs(theirs)
     np.testing.assert_allclose([m.distance for m in ours], [m.distance for m in theirs], rtol=1e-4, atol=1e-6)
 
@@ -44,6 +45,13 @@ def test_is_brute_force_with_cross_check(two_sets: tuple[np.ndarray, np.ndarray]
     ours = d2feat.match(*two_sets)
     assert 100 < len(ours) < 200
     assert_same_matches(ours, cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(*two_sets))
+
+
+def test_nothing_is_lost_where_all_are_far_from_zero(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+    query, train = (1000 + descriptors for descriptors in two_sets)
+    assert_same_matches(
+        d2feat.match(query, train), cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(query, train)
+    )
 
 
 def test_without_cross_check_is_plain_brute_force(two_sets: tuple[np.ndarray, np.ndarray]) -> None:

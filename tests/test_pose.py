@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from d2feat.errors import InputError
 from d2feat.evaluation import pose
 from d2feat.evaluation.cli import app
-from d2feat.evaluation.methods import d2feat_method, open_methods
+from d2feat.evaluation.methods import Method, d2feat_method, open_methods
 from d2feat.orientation import to_stored, turned
 
 from .conftest import create
@@ -118,6 +118,19 @@ def test_a_scene_with_known_cameras(tmp_path: Path) -> None:
         assert max(map(max, result.errors)) < 5, result
         assert result.auc[2] > result.auc[1] > result.auc[0] > 0.3
         assert result.inliers > 40
+
+
+def test_a_photo_that_is_missing_is_found_out_before_the_work(tmp_path: Path) -> None:
+    views = {"a.png": render(30), "b.png": render(42)}
+    write_views(tmp_path, views)
+    write_pairs(tmp_path / "pairs.txt", views, {"a.png": 0, "b.png": 0})
+    listed = pose.read_pose_pairs(tmp_path / "pairs.txt")
+    calls: list[int] = []
+    method = Method("none", lambda image: calls.append(1))  # type: ignore[arg-type,return-value]
+    gone = pose.PosePair(("a.png", "c.png"), *list(vars(listed[0]).values())[1:])
+    with pytest.raises(InputError, match=r"pair 2: no image file at .*c\.png"):
+        pose.evaluate_poses([*listed, gone], tmp_path, [method])
+    assert not calls
 
 
 def test_the_command_compares_methods(tmp_path: Path) -> None:

@@ -215,8 +215,19 @@ def test_simulated_views_have_the_contract_of_a_feature2d(picture: np.ndarray) -
     affine.setViewParams([1, 2], [0, 30])
     assert affine.getViewParams() == ([1.0, 2.0], [0.0, 30.0])
     assert affine.views == (View(1, 0), View(2, 30))
+    assert affine.detectAndCompute(picture, None, useProvidedKeypoints=True) == ((), None)
     with pytest.raises(d2feat.InputError, match="as many tilts as rolls"):
         affine.setViewParams([1, 2], [0])
+    for call in (
+        lambda: affine.setViewParams([np.nan], [0]),
+        lambda: d2feat.AffineFeature(create(), "a"),
+        lambda: d2feat.AffineFeature(create(), 2.5),
+        lambda: d2feat.AffineFeature(create(), tiltStep=None),
+        lambda: d2feat.AffineFeature(create(), tilts=3),
+        lambda: affine.detect(),
+    ):
+        with pytest.raises(cv2.error):
+            call()
     with pytest.raises(d2feat.InputError, match=r"d2feat\.create"):
         d2feat.AffineFeature(cv2.ORB_create())
     with pytest.raises(d2feat.InputError, match="minTilt"):

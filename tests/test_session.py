@@ -1,6 +1,9 @@
 """Which model, provider and processors are taken, and what is said when one cannot be had."""
 
+import shutil
+import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ import pytest
 
 import d2feat
 from d2feat import session as sessions
-from d2feat.model import EXACT, FAST
+from d2feat.model import EXACT, FAST, find_model
 from d2feat.processor import cgroup_quota, has_fast_int8, usable_processors
 
 
@@ -103,6 +106,40 @@ def test_what_objects_use_stays_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(loads) == len(several) == len(sessions._in_use)
     del detector, several
     assert len(sessions._in_use) == sessions.CACHED
+
+
+def test_a_detector_keeps_its_model_whatever_becomes_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.onnx"
+    shutil.copy(find_model("d2net-lite"), path)
+    detector = d2feat.create(model=path, provider="cpu")
+    shutil.copy(find_model(EXACT), path)
+    assert detector.descriptorSize() == 128
+    assert d2feat.create(model=path, provider="cpu").descriptorSize() == 512
+    path.unlink()
+    assert detector.extract(np.zeros((32, 32, 3), np.uint8)).descriptors.shape[1] == 128
+
+
+def test_loading_one_model_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = sessions.open_session("d2net-lite", "cpu", 1)
+    began, go_on, load, loads = threading.Event(), threading.Event(), sessions._load, list[Path]()
+
+    def slowly(path: Path, *rest: Any) -> Any:
+        loads.append(path)
+        began.set()
+        assert go_on.wait(60)
+        return load(path, *rest)
+
+    monkeypatch.setattr(sessions, "_load", slowly)
+    monkeypatch.setattr(sessions, "_cache", OrderedDict(sessions._cache))
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(sessions.open_session, "d2net-lite", "cpu", 3) for _ in range(2)]
+        try:
+            assert began.wait(60)
+            assert sessions.open_session("d2net-lite", "cpu", 1) is loaded
+        finally:
+            go_on.set()
+        assert both[0].result() is both[1].result()
+    assert len(loads) == 1
 
 
 def test_a_list_of_providers_is_taken_as_onnx_runtime_takes_it() -> None:

@@ -8,8 +8,11 @@ import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +102,7 @@ def write_reference(reference: Path, views: dict[str, View], focal: float = FOCA
 
 
 def add_exif(path: Path, orientation: int) -> None:
-    """Give a JPEG, PNG or TIFF file an orientation."""
+    """Give a JPEG, PNG, WebP or TIFF file an orientation."""
     tiff = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
     file = path.read_bytes()
     if path.suffix == ".jpg":
@@ -109,6 +112,12 @@ def add_exif(path: Path, orientation: int) -> None:
         chunk = b"eXIf" + tiff
         length, check = struct.pack(">I", len(tiff)), struct.pack(">I", zlib.crc32(chunk))
         file = file[:33] + length + chunk + check + file[33:]  # after the header
+    elif path.suffix == ".webp":
+        height, width = cv2.imread(str(path)).shape[:2]
+        sides = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
+        extended = b"VP8X" + struct.pack("<IBxxx", 10, 0x08) + sides
+        content = b"WEBP" + extended + file[12:] + b"EXIF" + struct.pack("<I", len(tiff)) + tiff
+        file = b"RIFF" + struct.pack("<I", len(content)) + content
     else:
         # The directory, in numerical order of its tags, goes to the end.
         (start,) = struct.unpack_from("<I", file, 4)
@@ -494,6 +503,31 @@ def test_where_poses_cannot_be_written_is_said_before_the_work(
         assert "inliers" not in done.output
 
 
+def test_a_photo_gets_the_camera_that_is_nearest_to_its_own(built: tuple[Path, Result]) -> None:
+    def camera(focal: float, width: int = 640) -> Any:
+        return pycolmap.Camera(
+            model="SIMPLE_PINHOLE", width=width, height=480, params=[focal, width / 2, 240]
+        )
+
+    known = {number: camera(focal) for number, focal in enumerate((1060, 1010, 960, 700))}
+    with Map(built[0]) as folder:
+        folder.model = SimpleNamespace(cameras=known)
+        for guess, expected in ((1000, 1010), (1050, 1060), (900, 960), (5000, 5000)):
+            found = folder.camera_like(camera(guess))
+            assert found.mean_focal_length() == expected
+            assert found.has_prior_focal_length == (guess != expected)
+        other = camera(1000, width=700)
+        assert folder.camera_like(other) is other
+
+
+def test_two_runs_on_one_folder_take_turns(folder: Path, tmp_path: Path) -> None:
+    """The second finds what the first has made."""
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(reconstruct, folder, tmp_path / "out", method()) for _ in range(2)]
+        first, second = (one.result() for one in both)
+    assert first.figures == second.figures
+
+
 def test_each_photo_is_found_again_by_the_others(built: tuple[Path, Result]) -> None:
     errors = leave_one_out.leave_one_out(built[0], method())
     assert [error.name for error in errors] == sorted(AZIMUTHS)
@@ -670,6 +704,23 @@ def test_every_second_photo_is_darkened_and_keeps_its_exif(tmp_path: Path) -> No
         darken_half(jpegs, jpegs)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".pgm"])
+def test_photos_of_other_formats_are_darkened_as_they_stand(tmp_path: Path, suffix: str) -> None:
+    day = tmp_path / "day"
+    day.mkdir()
+    image = render(40).image
+    for name in "ab":
+        grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
+        assert cv2.imwrite(str(day / f"{name}{suffix}"), grey if suffix == ".pgm" else image)
+    if suffix != ".pgm":
+        add_exif(day / f"b{suffix}", 6)
+    assert darken_half(day, tmp_path / "out") == [f"b{suffix}"]
+    by_day, by_night = (photos.read_photo(path / f"b{suffix}").upright for path in (day, tmp_path / "out"))
+    assert by_night.shape == by_day.shape
+    assert np.corrcoef(by_day.ravel(), by_night.ravel())[0, 1] > 0.8
+    assert by_night.mean() < 0.5 * by_day.mean()
+
+
 # ---- pairs and retrieval
 
 
@@ -750,6 +801,16 @@ def test_mirrored_photos_are_turned_only(tmp_path: Path, orientation: int, quart
     photo = photos.read_photo(path)
     assert photo.quarters == quarters
     np.testing.assert_array_equal(photo.upright, np.rot90(stored, quarters))
+
+
+def test_a_photo_whose_orientation_colmap_cannot_read_is_taken_as_it_is_stored(tmp_path: Path) -> None:
+    path = tmp_path / "photo.webp"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    stored = cv2.imread(str(path))
+    add_exif(path, 6)
+    photo = photos.read_photo(path)
+    np.testing.assert_array_equal(photo.upright, stored)
+    assert photo.stored_size == (60, 40)
 
 
 def test_photos_of_one_camera_share_it(folder: Path, tmp_path: Path) -> None:

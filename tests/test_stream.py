@@ -78,8 +78,15 @@ def test_a_camera_may_fill_one_array_again_and_again(
             buffer[:] = picture
             yield buffer
 
-    for one, picture in zip(detector.stream(camera()), pictures, strict=True):
-        assert_same_features(one.features, detector.extract(picture))
+    def camera_of_opencv() -> Iterator[cv2.UMat]:
+        buffer = cv2.UMat(pictures[0].shape[0], pictures[0].shape[1], cv2.CV_8UC3)
+        for picture in pictures:
+            cv2.copyTo(picture, None, buffer)
+            yield buffer
+
+    for frames in (camera(), camera_of_opencv()):
+        for one, picture in zip(detector.stream(frames), pictures, strict=True):
+            assert_same_features(one.features, detector.extract(picture))
 
 
 def test_one_image_is_not_several(

@@ -22,10 +22,12 @@ from skimage import data
 from torch import Generator, Tensor
 
 from export.checkpoint import read_checkpoint
+from export.graph import build_graph, save_model
 from export.trunk import D2Net
 from training import labels
 from training import objectives as o
 from training.__main__ import _changes, main
+from training.average import average
 from training.config import Config, Geometry, Light, Weights, config_from_dict
 from training.judge import judge, mutual_nearest, reprojection_errors
 from training.loss import adapted_scores, losses, run_fine_head, total
@@ -589,6 +591,9 @@ def test_configurations_survive_a_checkpoint_and_refuse_nonsense() -> None:
         *((f"{name}=0", f"{name} must be a number") for name in ("positions", "batch", "geometry.zoom")),
         *((f"minutes={value}", "minutes must be") for value in ("NaN", "Infinity", "-1.0")),
         (f"seed=1{'0' * 400}", "seed must be"),
+        ("repeatability_window=1", "repeatability_window must be a number from 2"),
+        ("window=100", "window is at most half of size, 96"),
+        ("positions=40000", "positions are at most the 36864 pixels"),
     ],
 )
 def test_values_that_nobody_can_train_with_are_refused(assignment: str, said: str) -> None:
@@ -661,6 +666,45 @@ def test_a_stopped_run_ends_like_an_unbroken_one(photos: Photos, tmp_path: Path)
         Trainer(Photos(photos.canvases.flip(0), photos.sizes), TINY, tmp_path / "broken", net=tiny_net())
     with pytest.raises(TrainingError, match="a run of other initial weights"):
         Trainer(photos, TINY, tmp_path / "broken", init=tmp_path / "whole" / f"{TINY.name}.pth")
+
+
+def test_a_run_that_is_killed_as_it_goes_on_keeps_its_log(photos: Photos, tmp_path: Path) -> None:
+    Trainer(photos, TINY, tmp_path, net=tiny_net()).run()
+    before = (tmp_path / LOG).read_bytes()
+    again = Trainer(photos, TINY.override(steps=9), tmp_path, net=tiny_net())  # and no step more
+    assert (tmp_path / LOG).read_bytes() == before
+    assert again.step == 4
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+def test_a_damaged_state_is_an_error_that_names_it(photos: Photos, tmp_path: Path, left: int) -> None:
+    Trainer(photos, TINY, tmp_path, net=tiny_net()).save()
+    state = tmp_path / STATE
+    state.write_bytes(state.read_bytes()[:left])
+    with pytest.raises(TrainingError, match=f"{STATE} is damaged .*remove it"):
+        Trainer(photos, TINY, tmp_path, net=tiny_net())
+
+
+def test_means_are_of_checkpoints_of_a_run_and_written_whole(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = Trainer(photos, TINY, tmp_path, net=tiny_net()).run()
+    content = after.read_bytes()
+
+    def full(*_: object) -> None:
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match="no space"):
+        average(tmp_path / "start.pth", after, after)
+    assert after.read_bytes() == content
+    monkeypatch.undo()
+    bare = tmp_path / "bare.pth"
+    torch.save({"model": torch.load(after, weights_only=True)["model"]}, bare)
+    model = save_model(build_graph(read_checkpoint(after)), tmp_path / "model.onnx")
+    for other in (bare, model):
+        with pytest.raises(ValueError, match="no checkpoint"):
+            average(tmp_path / "start.pth", other, tmp_path / "mean.pth")
 
 
 def test_a_run_that_kept_numbers_alone_goes_on(photos: Photos, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -328,6 +329,21 @@ def test_track_pairs_know_the_truth_about_tracks_only(reconstructed: Path) -> No
     assert float(terms["match"].detach()) > 0
     assert float(terms["matchability"].detach()) > 0
     assert float(terms["reprojection"].detach()) > 0
+
+
+def test_other_photographs_do_not_get_the_scene_of_that_name(reconstructed: Path, tmp_path: Path) -> None:
+    from training import sfm
+
+    info = next(reconstructed.glob("scene_info/*.npz"))
+    photos = tmp_path / info.stem
+    photos.mkdir()
+    (photos / "1.png").write_bytes(b"another")
+    with pytest.raises(sfm.ReconstructionError, match="other photographs: give this one another --name"):
+        sfm.reconstruct(photos, reconstructed)
+    leftover = info.with_name(f"{info.name}.partial")  # of a run that was killed
+    shutil.copy(info, leftover)
+    assert len(s.read_scenes(reconstructed)) == 1
+    leftover.unlink()
 
 
 def test_photographs_of_nothing_make_no_scene(tmp_path: Path) -> None:

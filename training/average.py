@@ -5,6 +5,7 @@ lie networks that have most of both (Wortsman et al., "Robust fine-tuning of zer
 long as one was trained from the other.
 """
 
+import pickle
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,9 @@ import torch
 import typer
 from rich.console import Console
 
-from export.checkpoint import CheckpointError, read_checkpoint
+from export.checkpoint import read_checkpoint
+
+from .trainer import write_checkpoint
 
 
 def average(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
@@ -34,10 +37,14 @@ def average(before: Path, after: Path, out: Path, share: float = 0.5) -> None:
     first, second = start.state_dict(), end.state_dict()
     if {name: value.shape for name, value in first.items()} != {n: v.shape for n, v in second.items()}:
         raise ValueError(f"{before} and {after} are networks of different widths")
-    content = torch.load(after, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(after, map_location="cpu", weights_only=True)
+        said = content["d2feat"]
+    except (pickle.UnpicklingError, KeyError):
+        raise ValueError(f"{after} is no checkpoint of a run of `python -m training`") from None
     content["model"] = {name: torch.lerp(first[name], second[name], share).half() for name in first}
-    content["d2feat"]["averaged"] = {"with": before.name, "share": share}
-    torch.save(content, out)
+    said["averaged"] = {"with": before.name, "share": share}
+    write_checkpoint(content, out)
 
 
 def main(
@@ -49,8 +56,8 @@ def main(
     """Average the weights of a network before and after fine-tuning."""
     try:
         average(before, after, out, share)
-    except (FileNotFoundError, CheckpointError, ValueError) as error:
-        Console().print(f"[red]{error}", highlight=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        Console().print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 

@@ -6,7 +6,8 @@ from typing import Any, Final, Literal
 
 LEAST: Final = {
     **dict.fromkeys(("steps", "seed"), -1e12),
-    **dict.fromkeys(("batch", "window", "repeatability_window", "adaptations"), 1),
+    **dict.fromkeys(("batch", "window", "adaptations"), 1),
+    "repeatability_window": 2,
     **dict.fromkeys(("geometry.zoom", "geometry.stretch", "geometry.oversample", "light.gamma"), 1),
     "positions": 2,
 }
@@ -182,6 +183,11 @@ class Config:
             raise ValueError(f"fine_stride is 1 or 2, or 0 for that of the network, not {self.fine_stride}")
         if self.size % 16 or self.size < 64:
             raise ValueError(f"size must be a multiple of 16 and at least 64, not {self.size}")
+        for name in ("window", "repeatability_window"):
+            if (value := getattr(self, name)) > self.size // 2:
+                raise ValueError(f"{name} is at most half of size, {self.size // 2}, not {value}")
+        if self.positions > (pixels := self.size**2):
+            raise ValueError(f"positions are at most the {pixels} pixels of a view, not {self.positions}")
         if not 0 <= self.scenes <= 1:
             raise ValueError(f"scenes is a share of the steps, 0 to 1, not {self.scenes}")
         if self.steps <= 0 and self.minutes <= 0:

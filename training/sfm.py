@@ -4,6 +4,7 @@ COLMAP's structure from motion with SIFT (Schoenberger and Frahm 2016) finds the
 points seen, and geometrically verified, in several photographs. Needs the extra `train` (pycolmap).
 """
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,8 @@ def reconstruct(photos: Path, out: Path, *, name: str = "", longest: int = 1024,
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ReconstructionError: no model of at least two photographs was found.
+        ReconstructionError: there is a scene of that name of other photographs, or no model of at least two
+            photographs was found.
     """
     import pycolmap
 
@@ -42,7 +44,12 @@ def reconstruct(photos: Path, out: Path, *, name: str = "", longest: int = 1024,
         raise FileNotFoundError(f"no folder of photographs at {photos}")
     name = name or (photos.parent if photos.name == "images" else photos).resolve().name
     info, folder = out / "scene_info" / f"{name}.npz", out / name
+    files = [path for path in sorted(photos.rglob("*")) if path.is_file()]
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     if info.is_file():
+        with np.load(info) as there:
+            if "photographs" in there and there["photographs"].tolist() != contents:
+                raise ReconstructionError(f"{info} is of other photographs: give this one another --name")
         return info
     folder.mkdir(parents=True, exist_ok=True)
     info.parent.mkdir(exist_ok=True)
@@ -68,8 +75,10 @@ def reconstruct(photos: Path, out: Path, *, name: str = "", longest: int = 1024,
         num_threads=threads,
     )
     scene: dict[str, Any] = scene_arrays(pycolmap.Reconstruction(folder / "sparse"), f"{name}/images")
-    partial = info.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **scene)
+    scene["photographs"] = np.array(contents)
+    partial = info.with_name(f"{info.name}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **scene)
     partial.replace(info)
     return info
 

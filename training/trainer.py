@@ -9,6 +9,7 @@ import csv
 import hashlib
 import math
 import os
+import pickle
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -110,7 +111,7 @@ class Trainer:
         if (out / STATE).is_file():
             self._restore(out / STATE)
         else:
-            _write(self.checkpoint(), out / START)
+            write_checkpoint(self.checkpoint(), out / START)
         self._log = _Log(out, self.step)
 
     @property
@@ -156,9 +157,9 @@ class Trainer:
             "seconds": self.seconds,
             "skipped": self.skipped,
         }
-        _write(state, self.out / STATE)
+        write_checkpoint(state, self.out / STATE)
         path = self.out / f"{self.config.name}.pth"
-        _write(self.checkpoint(), path)
+        write_checkpoint(self.checkpoint(), path)
         return path
 
     def checkpoint(self) -> dict[str, Any]:
@@ -254,7 +255,11 @@ class Trainer:
                 parameter.copy_(value)
 
     def _restore(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(f"{path} is damaged ({reason}): remove it to begin anew") from None
         theirs = config_from_dict(state["config"])
         budget = {"steps": self.config.steps, "minutes": self.config.minutes}
         if theirs.override(**budget) != self.config:
@@ -320,7 +325,8 @@ def _parameter_groups(net: D2Net, config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def _write(content: dict[str, Any], path: Path) -> None:
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Save `content` to a file that takes its place at `path`, whole or not at all."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         torch.save(content, file)
@@ -341,11 +347,15 @@ class _Log:
     def __init__(self, out: Path, step: int) -> None:
         path = out / LOG
         rows = [row for row in _rows(path) if int(float(row["step"])) <= step]
-        self._file = path.open("w", newline="")
+        partial = path.with_suffix(".partial")
+        with partial.open("w", newline="") as kept:
+            writer = csv.DictWriter(kept, self.COLUMNS, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(path)  # a kill leaves the one or the other
+        self._file = path.open("a", newline="")
         self._csv = csv.DictWriter(self._file, self.COLUMNS, restval="")
-        self._csv.writeheader()
-        self._csv.writerows(rows)
-        self._board = _board(out)
+        self._board = _board(out, step)
 
     def write(self, row: dict[str, float]) -> None:
         self._csv.writerow({key: f"{value:.6g}" for key, value in row.items()})
@@ -366,9 +376,9 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
             yield from [row for row in csv.DictReader(file) if row.get("step") and None not in row.values()]
 
 
-def _board(out: Path) -> Any:
+def _board(out: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)

@@ -106,8 +106,8 @@ def extract(
     for name, why in failed:
         console.print(f"[red]skipped[/red] {escape(f'{name}: {why}')}", soft_wrap=True)
     matches = out.with_name(f"{out.stem}-matches{out.suffix}")
-    if match:
-        held = _held(out)
+    held = _held(out) if match else []
+    if held:
         known = set(held)
         if match == "all":
             pairs = list(itertools.combinations(held, 2))
@@ -142,7 +142,6 @@ def _to_hdf5(
     settings, folder = _settings(detector), parts_folder(out)
     with console.status("comparing the images with those that are done"):
         todo = {name: images[name] for name in still_to_do(out, images, settings)}
-    folder.mkdir(exist_ok=True)
     results: Iterable[tuple[str, str | None]]
     if not todo:
         results = ()
@@ -160,7 +159,7 @@ def _to_hdf5(
             if why is not None:
                 failed.append((name, why))
     # What `out` holds of a file that is no image now is of another; of a missing file it may still be right.
-    held = join_parts(out, images, [name for name, _ in failed if digest(images[name])])
+    held = join_parts(out, images, [name for name, _ in failed if digest(images[name])], settings)
     console.print(
         f"{len(todo) - len(failed)} of {len(images)} images extracted, "
         f"{len(images) - len(todo)} were done; {out} holds {held}",

@@ -10,26 +10,21 @@ now: other files under the same name are extracted anew, and so are images of re
 
 import contextlib
 import hashlib
-import os
-import sys
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
 
-from ..errors import D2FeatError, InputError
+from ..errors import InputError
 from ..features import Features
-from ..hdf5 import image_names, is_whole, open_hdf5, pack, replacing, write_features
+from ..hdf5 import image_names, is_whole, open_hdf5, pack, remove_stale, replacing, write_features
 from ..images import digest
+from ..locks import locked
 
 SETTINGS = "d2feat"
 """Attribute of each image's group: how its features were made."""
 
 DIGEST = "image_sha256"
 """Attribute of each image's group: of which file."""
-
-STALE = 10
-"""Seconds after which a file that is half written is a killed run's: writing takes milliseconds."""
 
 
 def parts_folder(out: Path) -> Path:
@@ -51,10 +46,6 @@ def write_part(folder: Path, name: str, features: Features, settings: str, image
     Raises:
         D2FeatError: the file cannot be written.
     """
-    try:
-        folder.mkdir(exist_ok=True)  # another run of the same output removes it when it is empty
-    except OSError as error:
-        raise D2FeatError(f"cannot make the folder {folder}: {error}") from error
     with replacing(part_path(folder, name)) as file:
         write_features(file, name, features)
         file[name].attrs[SETTINGS] = settings
@@ -68,7 +59,7 @@ def still_to_do(out: Path, images: Mapping[str, Path], settings: str) -> list[st
         InputError: what is there was made with other settings.
     """
     folder, held = parts_folder(out), dict[str, str]()
-    with _alone(out):
+    with locked(out.resolve().parent):
         if out.exists():
             with open_hdf5(out) as file:
                 names = image_names(file)
@@ -84,7 +75,7 @@ def still_to_do(out: Path, images: Mapping[str, Path], settings: str) -> list[st
         return [name for name, path in images.items() if not _is_done(name, path, folder, held)]
 
 
-def join_parts(out: Path, names: Collection[str], outdated: Collection[str]) -> int:
+def join_parts(out: Path, names: Collection[str], outdated: Collection[str], settings: str) -> int:
     """Join the parts of the images into `out`, beside what it holds, and remove them; other parts stay.
 
     Args:
@@ -93,13 +84,21 @@ def join_parts(out: Path, names: Collection[str], outdated: Collection[str]) -> 
 
     Returns:
         How many images it holds then.
+
+    Raises:
+        InputError: another run has written what was made with other settings; the parts stay.
     """
     folder, held = parts_folder(out), set[str]()
-    with _alone(out):
+    with locked(out.resolve().parent):
         if out.exists():
             with open_hdf5(out) as file:
                 held = set(image_names(file))
+                for name in sorted(held)[:1]:
+                    _check_settings(out, file[name].attrs.get(SETTINGS), settings)
         new = {name: path for name in names if (path := part_path(folder, name)).exists()}
+        for name, path in new.items():
+            with open_hdf5(path) as file:
+                _check_settings(path, file[name].attrs.get(SETTINGS), settings)
         gone = held & {*new, *outdated}
         if new or gone:
             pack([*([out] if held else []), *new.values()], out, gone)
@@ -109,33 +108,11 @@ def join_parts(out: Path, names: Collection[str], outdated: Collection[str]) -> 
     return len(held - gone) + len(new)
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Wait until no other run on this machine joins parts into a file of this folder.
-
-    The lock is the system's, on the folder itself: it leaves no file, and ends with a process that is killed.
-    """
-    if sys.platform == "win32":  # which lets nobody replace a file that another has open
-        yield
-        return
-    import fcntl
-
-    folder = os.open(out.resolve().parent, os.O_RDONLY)
-    try:
-        # Some network file systems have no such locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def _remove_if_empty(folder: Path) -> None:
     """Remove the folder of parts, but for what other runs have in it."""
     with contextlib.suppress(OSError):
         for partial in folder.glob("*.partial"):
-            if time.time() - partial.stat().st_mtime > STALE:
-                partial.unlink()
+            remove_stale(partial)
         folder.rmdir()
 
 

@@ -120,10 +120,11 @@ def _run(
             skipped,
             lambda what: progress.update(task, advance=1, description=what),
         )
+    if out is not None:
+        write_json(evaluation, out / "evaluation.json")  # whatever becomes of the rest
     for table in tables(evaluation):
         console.print(table)
     if out is not None:
-        write_json(evaluation, out / "evaluation.json")
         draw_curves(evaluation, out / "mma.png")
         console.print(f"wrote {out / 'evaluation.json'} and {out / 'mma.png'}", markup=False, soft_wrap=True)
 

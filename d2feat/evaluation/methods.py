@@ -56,12 +56,13 @@ def open_methods(
     skipped = {}
     for name in dict.fromkeys(name.lower() if name.lower() in _CV2 else name for name in names):
         if name not in _CV2:
-            label = Path(name).stem if name.endswith(".onnx") else name
-            label += " single scale" if scales == (1.0,) else ""
-            label += f" {rotations} rotations" if rotations > 1 else ""
-            label = name if label in (method.name for method in methods) else label
+            manner = " single scale" if scales == (1.0,) else ""
+            manner += f" {rotations} rotations" if rotations > 1 else ""
+            taken = {*_CV2, *(method.name for method in methods)}
+            short = Path(name).stem if name.endswith(".onnx") else name
+            labels = (f"{one}{manner}" for one in (short, name, *(f"{name} ({n})" for n in range(2, 100))))
             detector = create(nfeatures, scales=scales, model=name, rotations=rotations)
-            methods.append(d2feat_method(detector, label))
+            methods.append(d2feat_method(detector, next(one for one in labels if one not in taken)))
         elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):
             skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
         else:

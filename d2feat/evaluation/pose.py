@@ -82,16 +82,16 @@ def read_pose_pairs(path: Path) -> list[PosePair]:
         fields = line.split()
         if not fields:
             continue
-        try:
-            quarters = int(fields[2]) % 4, int(fields[3]) % 4
-            values = np.array(fields[4:], np.float64)
-        except (ValueError, IndexError):
-            values = np.zeros(0)
-        if len(fields) != _FIELDS or len(values) != _FIELDS - 4:
+        if len(fields) != _FIELDS:
             raise InputError(
                 f"{path}, line {number}: not the {_FIELDS} fields NAME0 NAME1 ROT0 ROT1 K0 (9) K1 (9) "
                 f"T_0TO1 (16), but {len(fields)}"
             )
+        try:
+            quarters = int(fields[2]) % 4, int(fields[3]) % 4
+            values = np.array(fields[4:], np.float64)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
         intrinsics = values[:9].reshape(3, 3), values[9:18].reshape(3, 3)
         pairs.append(PosePair((fields[0], fields[1]), quarters, intrinsics, values[18:].reshape(4, 4)))
     if not pairs:
@@ -114,6 +114,10 @@ def evaluate_poses(
     Raises:
         InputError: a photo is missing or no image.
     """
+    for number, pair in enumerate(pairs, 1):
+        for name in pair.names:
+            if not (folder / name).is_file():  # found out before the hours that others take
+                raise InputError(f"pair {number}: no image file at {folder / name}")
     last = {key: i for i, pair in enumerate(pairs) for key in zip(pair.names, pair.quarters, strict=True)}
     results = []
     for method in methods:

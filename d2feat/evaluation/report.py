@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import D2FeatError
@@ -35,7 +36,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     legacy = _table(f"Legacy recipe: FLANN, ratio {RATIO:g}, RANSAC", ["method", "", *counted, *within])
     for result in evaluation.methods:
         for group, summary in _groups(result):
-            name = result.name, group
+            name = escape(result.name), group
             matching.add_row(*name, *_matching_cells(summary))
             fitted.add_row(*name, *_shares([*summary.homography, *summary.auc]))
             found = summary.legacy_matches, summary.legacy_inliers, summary.legacy_distinct
@@ -110,9 +111,9 @@ def _matching_cells(summary: Summary) -> list[str]:
 
 
 def _by_sequence(methods: Sequence[MethodResult]) -> Table:
-    table = _table("MMA@3 by sequence", ["", *(result.name for result in methods)])
+    table = _table("MMA@3 by sequence", ["", *(escape(result.name) for result in methods)])
     for name in methods[0].sequences if methods else ():
-        table.add_row(name, *_shares([result.sequences[name].mma[2] for result in methods]))
+        table.add_row(escape(name), *_shares([result.sequences[name].mma[2] for result in methods]))
     return table
 
 

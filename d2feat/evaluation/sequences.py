@@ -1,6 +1,7 @@
 """Image sequences with known homographies, and the evaluation of methods on them."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -241,9 +242,13 @@ def _read_sequence(folder: Path) -> ImageSequence:
     homographies = {}
     for path in folder.glob("H_1_*"):
         try:
-            number, matrix = int(path.name.removeprefix("H_1_")), np.loadtxt(path)
-        except ValueError as error:
+            number = int(path.name.removeprefix("H_1_"))
+            with warnings.catch_warnings(action="ignore"):  # of an empty file
+                matrix = np.loadtxt(path)
+        except (ValueError, OSError) as error:
             raise InputError(f"{path} is not a homography: {error}") from None
+        if number < 2:
+            raise InputError(f"{path}: a homography is of image 1 and another, from 2 on")
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.linalg.det(matrix) == 0:
             raise InputError(f"{path} is not an invertible 3 x 3 matrix")
         homographies[number] = matrix

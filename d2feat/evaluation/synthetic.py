@@ -13,7 +13,7 @@ alias, and the homography between two images is exact by construction.
 import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,8 +71,15 @@ def make_sequences(photos: str | Path, count: int = 20, seed: int = 0) -> list[I
 
 
 def make_sequence(name: str, photo: Image, seed: list[int]) -> ImageSequence:
-    """The sequence of one photograph (H x W x 3), of the kind that its name begins with, "i_" or "v_"."""
+    """The sequence of one photograph (H x W x 3), of the kind that its name begins with, "i_" or "v_".
+
+    Raises:
+        InputError: the photograph is but a line.
+    """
+    height, width = photo.shape[:2]
     photo, to_first, size = _placed(photo)
+    if min(photo.shape[:2]) < 2:  # about whose edge nothing can be reflected
+        raise InputError(f"{name}: no views can be made of a photograph of {width} x {height} pixels")
     change = viewpoint if name.startswith("v_") else shift
     homographies = {k: change(size, k, np.random.default_rng([*seed, k])) for k in range(2, IMAGES + 1)}
 
@@ -142,7 +149,7 @@ def _placed(photo: Image) -> tuple[Image, Floats, Size]:
     """The photograph (shrunk if huge), the homography from it to image 1, and image 1's size."""
     window = (1 - 2 * MARGIN) * max(photo.shape[:2])
     if window > 2 * LONGEST:
-        smaller = [round(side * 2 * LONGEST / window) for side in (photo.shape[1], photo.shape[0])]
+        smaller = [max(1, round(side * 2 * LONGEST / window)) for side in (photo.shape[1], photo.shape[0])]
         photo = np.asarray(cv2.resize(photo, smaller, interpolation=cv2.INTER_AREA), np.uint8)
     height, width = photo.shape[:2]
     factor = min(1.0, LONGEST / ((1 - 2 * MARGIN) * max(height, width)))
@@ -187,7 +194,9 @@ def _read(photos: str | Path, name: str) -> Image:
     if not shard_name:
         return read_image(name)
     with _opened(Path(shard_name[1])) as shard:
-        content = shard.extractfile(name[shard_name.end() :])
+        content = None
+        with suppress(KeyError):  # of a link to what is not in the file
+            content = shard.extractfile(name[shard_name.end() :])
         image = decode(content.read(), cv2.IMREAD_COLOR) if content else None
     if image is None:
         raise InputError(f"{name} is not an image that OpenCV can read")

@@ -7,7 +7,6 @@ import importlib.machinery
 import io
 import json
 import os
-import re
 import sys
 import types
 from pathlib import Path
@@ -53,7 +52,10 @@ def main() -> None:
     # Processes that multiprocessing spawns run d2feat.legacy.spawned first, which reads this.
     settings = {"program": str(path.absolute()), "replace": given.replace, "options": options}
     os.environ[VARIABLE] = json.dumps(settings)
-    sys.argv = [given.program, *given.args]
+    first = len(sys.argv) - len(given.args)
+    # argparse swallows it.
+    dashes = ["--"] if sys.argv[first - 1] == "--" and given.program != "--" else []
+    sys.argv = [given.program, *dashes, *given.args]
     run(source, path)
 
 
@@ -78,13 +80,25 @@ def run(source: bytes, path: Path) -> None:
 def parse_options(text: str) -> dict[str, Any]:
     """Names and values of ``name=value,name=value``; values are Python's, or else words."""
     options = {}
-    for part in filter(None, re.split(r",(?![^([]*[)\]])", text)):
+    for part in filter(None, _split(text)):
         name, _, value = part.partition("=")
         try:
             options[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
             options[name.strip()] = value.strip()
     return options
+
+
+def _split(text: str) -> list[str]:
+    """What commas separate, but for those within brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _print_program_frames(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
-from .localize import MODEL, Map, localize
+from .localize import MODEL, Map, calibrated, localize
 from .mapping import read_model
 from .methods import Method
 
@@ -54,7 +54,7 @@ def leave_one_out(
         truth = whole.images[number]
         rest = without(whole, number)
         with Map(folder, rest) as rest_map:
-            camera = rest_map.camera_like(rest.cameras[truth.camera_id])
+            camera = calibrated(rest.cameras[truth.camera_id])
             found = localize(rest_map, truth.name, rest_map.features(truth.name), camera, method)
         if found.pose is None:
             errors.append(PoseError(truth.name, np.inf, np.inf, 0))

@@ -141,17 +141,26 @@ class Map:
         return [self.names[i] for i in nearest_photos(query[None], self._global, NEAREST)[0]]
 
     def camera_like(self, camera: Any) -> Any:
-        """The camera of the model that a guess from EXIF agrees with in size and focal length, or the guess.
+        """The camera of the model that a guess from EXIF agrees with best, or the guess.
 
-        The model's is calibrated; it counts as the same if the focal lengths are within 10 %.
+        The model's is calibrated; it counts as the same if it is of the same size, and the focal lengths are
+        within 10 %.
         """
-        for known in self.model.cameras.values():
-            same_size = (known.width, known.height) == (camera.width, camera.height)
-            if same_size and abs(known.mean_focal_length() / camera.mean_focal_length() - 1) < 0.1:
-                calibrated = pycolmap.Camera(known.todict())
-                calibrated.has_prior_focal_length = True
-                return calibrated
-        return camera
+
+        def difference(known: Any) -> float:
+            return abs(float(known.mean_focal_length() / camera.mean_focal_length()) - 1)
+
+        size = camera.width, camera.height
+        alike = [one for one in self.model.cameras.values() if (one.width, one.height) == size]
+        nearest = min(alike, key=difference, default=None)
+        return camera if nearest is None or difference(nearest) >= 0.1 else calibrated(nearest)
+
+
+def calibrated(camera: Any) -> Any:
+    """A copy of a `pycolmap.Camera` whose focal length is known, and not to be estimated."""
+    known = pycolmap.Camera(camera.todict())
+    known.has_prior_focal_length = True
+    return known
 
 
 def localize(folder: Map, name: str, features: Features, camera: Any, method: Method) -> Localized:

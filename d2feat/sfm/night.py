@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..images import Image, decode_file
-from .photos import find_photos
+from .photos import find_photos, read_photo
 
 SEED: Final = 0
 LIGHT: Final = 0.35
@@ -18,7 +18,7 @@ LIGHT: Final = 0.35
 def darken_half(photos: Path, out: Path, light: float = LIGHT) -> list[str]:
     """Write the photographs of a folder to another, every second one by night; the names of these.
 
-    EXIF is kept, for the focal length; what is not a JPEG file is written as it is named.
+    A JPEG file's EXIF is kept, for the focal length; other photographs by night are upright in the file.
 
     Raises:
         InputError: there are no photographs, one cannot be read or written, or `out` is among them.
@@ -31,9 +31,14 @@ def darken_half(photos: Path, out: Path, light: float = LIGHT) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         encoded = (photos / name).read_bytes()
         if number % 2:
-            stored = decode_file(photos / name, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-            image = night(stored, np.random.default_rng([SEED, number]), light)
             exif = _exif(encoded)
+            if target.suffix.lower() in (".jpg", ".jpeg"):
+                day = decode_file(photos / name, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            else:
+                day = read_photo(photos / name).upright
+            image = night(day, np.random.default_rng([SEED, number]), light)
+            if target.suffix.lower() == ".pgm":
+                image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
             done, code = cv2.imencode(target.suffix, image)
             if not done:
                 raise InputError(f"OpenCV cannot write {target.suffix}")

@@ -72,9 +72,9 @@ def read_photo(path: Path) -> Photo:
     Raises:
         InputError: it is missing or not an image.
     """
-    # OpenCV turns it: its decoder of TIFF does so even if told not to.
-    image = decode_file(path, cv2.IMREAD_COLOR)
     bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
+    # OpenCV turns it: its decoder of TIFF does so even if told not to. WebP is taken as it is stored.
+    image = decode_file(path, cv2.IMREAD_COLOR | (0 if bitmap else cv2.IMREAD_IGNORE_ORIENTATION))
     orientation = bitmap.exif_orientation() if bitmap else None
     if orientation in _MIRRORED:
         image = np.ascontiguousarray(image[:, ::-1])

@@ -16,6 +16,7 @@ from .. import hdf5
 from ..errors import InputError
 from ..features import Floats
 from ..images import digest
+from ..locks import locked
 from ..pairs import Pair
 from .colmap import pycolmap
 from .database import build_database, verified_pairs
@@ -101,26 +102,28 @@ def reconstruct(
         "pairs": pairing if pairing in PAIRINGS else _digest(_pair_lines(listed(names, Path(pairing)))),
         "reference": "None" if poses is None else _digest(_camera_lines(cameras, poses)),
     }
-    claim(out, {"method": method.name, **method.settings}, {**rules, "photos": digests})
-    extract_photos(
-        folder, digests, cameras, method, out, lambda done: progress("extraction", done, len(names))
-    )
-    check_source(out, FEATURES, (MATCHES, DATABASE, MODEL))
-    pairs = choose_pairs(names, out, pairing)
-    match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
-    check_source(out, MATCHES, (DATABASE, MODEL))
-    seconds = {}
-    for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
-        with hdf5.open_hdf5(out / name) as file:
-            seconds[stage] = float(file.attrs.get("seconds", 0))
-    seconds["verification"] = _timed(out / DATABASE, lambda: _verify(cameras, out, pairs, method, progress))
-    seconds["mapping"] = _timed(out / MODEL, lambda: _map(folder, out, len(names), poses, progress))
-    model = pycolmap.Reconstruction(out / MODEL)
-    model.export_PLY(out / "points.ply")
-    draw_model(model, out / "model.png")
-    result = Result(figures(model, len(names)), len(pairs), len(verified_pairs(out / DATABASE)), seconds)
-    (out / "report.json").write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
-    return result
+    with locked(out):  # another run of the same folder waits
+        claim(out, {"method": method.name, **method.settings}, {**rules, "photos": digests})
+        extract_photos(
+            folder, digests, cameras, method, out, lambda done: progress("extraction", done, len(names))
+        )
+        check_source(out, FEATURES, (MATCHES, DATABASE, MODEL))
+        pairs = choose_pairs(names, out, pairing)
+        match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
+        check_source(out, MATCHES, (DATABASE, MODEL))
+        seconds = {}
+        for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
+            with hdf5.open_hdf5(out / name) as file:
+                seconds[stage] = float(file.attrs.get("seconds", 0))
+        verified = functools.partial(_verify, cameras, out, pairs, method, progress)
+        seconds["verification"] = _timed(out / DATABASE, verified)
+        seconds["mapping"] = _timed(out / MODEL, lambda: _map(folder, out, len(names), poses, progress))
+        model = pycolmap.Reconstruction(out / MODEL)
+        model.export_PLY(out / "points.ply")
+        draw_model(model, out / "model.png")
+        result = Result(figures(model, len(names)), len(pairs), len(verified_pairs(out / DATABASE)), seconds)
+        (out / "report.json").write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+        return result
 
 
 def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
@@ -129,7 +132,10 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
     with hdf5.replacing(out / GLOBAL) as file:
         for name, vector in zip(names, vectors, strict=True):
             file[f"{name}/global_descriptor"] = vector
-    np.save(out / WORDS, words)
+    partial = out / f"{WORDS}.partial"
+    with partial.open("wb") as saved:
+        np.save(saved, words)
+    partial.replace(out / WORDS)
     if pairing == "auto":
         pairing = "exhaustive" if len(names) <= EXHAUSTIVE else "retrieval"
     if pairing == "retrieval":
