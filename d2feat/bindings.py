@@ -23,6 +23,10 @@ _OTHER_NAMES: Final = {"images": ("image",), "masks": ("mask",), "fileName": ("f
 """What other overloads of OpenCV call these arguments."""
 
 
+_SIFTS: Final = {"nOctaveLayers", "contrastThreshold", "edgeThreshold", "sigma", "descriptorType"}
+"""Parameters that programs give `cv2.SIFT_create` and that have no counterpart."""
+
+
 def cv2_call(function: Callable[P, R]) -> Callable[P, R]:
     """Arguments that do not fit raise an error that is a `cv2.error`, as OpenCV's own bindings do."""
     signature = inspect.signature(function)
@@ -37,6 +41,8 @@ def cv2_call(function: Callable[P, R]) -> Callable[P, R]:
             signature.bind(*args, **kwargs)
         except TypeError as error:
             names = ", ".join(name for name in signature.parameters if name != "self")
+            if sifts := sorted(_SIFTS & kwargs.keys()):
+                names += f"; {', '.join(sifts)} of SIFT_create would mean nothing here"
             raise InputError(f"{function.__name__}: {error}; its parameters are {names}") from None
         return function(*args, **kwargs)
 

@@ -5,6 +5,7 @@ nearest centre of its descriptors is each of them (Csurka et al., "Visual catego
 keypoints", ECCV workshop 2004).
 """
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ class BOWKMeansTrainer:
         termcrit: (type, count, eps) as everywhere in OpenCV; the count limits passes over the descriptors.
         attempts: initial choices of centres of which the best is taken.
         flags: `cv2.KMEANS_PP_CENTERS` or `cv2.KMEANS_RANDOM_CENTERS`.
+
+    Raises:
+        D2FeatError: scikit-learn is not installed.
     """
 
     def __init__(
@@ -34,6 +38,8 @@ class BOWKMeansTrainer:
         attempts: int = 3,
         flags: int = cv2.KMEANS_PP_CENTERS,
     ) -> None:
+        if importlib.util.find_spec("sklearn") is None:  # here, and not after the work of all images
+            raise D2FeatError("clustering needs scikit-learn: pip install 'd2feat[bow]'")
         kind, count, _ = termcrit or (cv2.TERM_CRITERIA_COUNT, 100, 0.0)
         self._words, self._attempts = int(clusterCount), int(attempts)
         self._passes = int(count) if int(kind) & cv2.TERM_CRITERIA_COUNT else 100
@@ -63,7 +69,6 @@ class BOWKMeansTrainer:
 
         Raises:
             InputError: there are fewer descriptors than words.
-            D2FeatError: scikit-learn is not installed.
         """
         if descriptors is None and not self._descriptors:
             raise InputError("there are no descriptors to cluster: add() some first")
@@ -72,13 +77,8 @@ class BOWKMeansTrainer:
         )
         if not 0 < self._words <= len(values):
             raise InputError(f"{len(values)} descriptors cannot make {self._words} words")
-        try:
-            from sklearn.cluster import MiniBatchKMeans
-        except ImportError as error:
-            raise D2FeatError(
-                f"clustering needs scikit-learn, which cannot be imported ({error}); "
-                "pip install 'd2feat[bow]'"
-            ) from error
+        from sklearn.cluster import MiniBatchKMeans
+
         means = MiniBatchKMeans(
             self._words, init=self._init, max_iter=self._passes, n_init=self._attempts, random_state=0
         )

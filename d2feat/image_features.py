@@ -24,12 +24,7 @@ def to_image_features(
             gives them descriptors.
         InputError: keypoints and descriptors are not equally many, or the size is none.
     """
-    if int(cv2.__version__.split(".")[0]) < 5:
-        raise D2FeatError(
-            f"OpenCV {cv2.__version__} crashes when Python fills a cv2.detail.ImageFeatures; OpenCV 5 takes "
-            "it. Here match with d2feat.match or a cv2.DescriptorMatcher, and find the transformation with "
-            "cv2.findHomography"
-        )
+    check_image_features()
     if isinstance(descriptors, cv2.UMat):
         descriptors = descriptors.get()
     rows = 0 if descriptors is None else len(descriptors)
@@ -45,3 +40,13 @@ def to_image_features(
     values = np.zeros((0, 1), np.float32) if descriptors is None else descriptors
     made.descriptors = cv2.UMat(np.ascontiguousarray(values))  # type: ignore[call-overload]  # not in stubs
     return made
+
+
+def check_image_features() -> None:
+    """Raise `D2FeatError` where this OpenCV's ImageFeatures crash."""
+    if int(cv2.__version__.split(".")[0]) < 5:
+        raise D2FeatError(
+            f"OpenCV {cv2.__version__} crashes when Python fills a cv2.detail.ImageFeatures; OpenCV 5 takes "
+            "it. Here match with d2feat.match or a cv2.DescriptorMatcher, and find the transformation with "
+            "cv2.findHomography"
+        )

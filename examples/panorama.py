@@ -88,7 +88,10 @@ def main() -> None:
         if image is None:
             raise SystemExit(f"{name} is not an image that OpenCV can read")
         images.append(image)
-    kept, cameras = find_cameras(images)
+    try:
+        kept, cameras = find_cameras(images)
+    except d2feat.D2FeatError as error:  # as of OpenCV 4
+        raise SystemExit(str(error)) from None
     panorama = compose([images[index] for index in kept], cameras, given.surface)
     if not cv2.imwrite(given.output, panorama):
         raise SystemExit(f"cannot write {given.output}")

@@ -208,6 +208,11 @@ def test_parameters_are_written_and_read_by_keywords(
     assert changed.getNFeatures() == feature2d.getNFeatures() == 0
 
 
+def test_parameters_of_sift_are_said_to_mean_nothing() -> None:
+    with pytest.raises(cv2.error, match="contrastThreshold, sigma of SIFT_create would mean nothing here"):
+        d2feat.create(100, sigma=1.6, contrastThreshold=0.04)
+
+
 SAME_COMPUTE: dict[str, Call] = {
     "tuple": lambda f: f.compute(COLOUR, GIVEN),
     "list": lambda f: f.compute(COLOUR, list(GIVEN)),

@@ -408,7 +408,26 @@ def test_the_change_of_distance_is_reported_once(image: np.ndarray) -> None:
     assert {one.filename for one in caught} == {__file__}
 
 
+def test_thousands_of_features_are_told_of(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d2feat.legacy.replacements.MANY", 20)
+    with d2feat.installed("sift", **OPTIONS), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(cv2.SIFT_create(50).detect(image, None)) == 50
+        assert not caught
+        assert len(cv2.SIFT_create().detect(image, None)) > 50
+    assert [str(one.message).split(",")[0] for one in caught] == [
+        "SIFT: without a limit D2-Net finds thousands of features in an image"
+    ]
+
+
 # ---- functions of C++ that take a detector
+
+
+def test_stitcher_stays_opencvs_and_says_so(everything: None) -> None:
+    with pytest.warns(UserWarning, match="Stitcher: takes no features from Python"):
+        made = cv2.Stitcher.create(cv2.Stitcher_SCANS)
+    assert isinstance(made, cv2.Stitcher)
+    assert cv2.Stitcher_create().registrationResol() > 0
 
 
 @pytest.mark.usefixtures("everything")

@@ -31,6 +31,9 @@ SHIFT: Final = 128.0
 
 BUDGETS: Final = ("NFeatures", "MaxFeatures", "MaxPoints")
 
+MANY: Final = 5000
+"""Features of an image beyond which a program without a limit is told of it."""
+
 options: dict[str, Any] = {}
 """What `d2feat.create` is called with beside a program's own number of features; set by `install`."""
 
@@ -124,6 +127,11 @@ class Replacement(D2Feature):
     def extract(self, image: Any, mask: Any = None) -> Features:
         """As `D2Feature.extract`, with this detector's kind of descriptors and angles of 0 for none."""
         found = super().extract(image, mask)
+        if self.getNFeatures() <= 0 and len(found) > MANY:
+            report(
+                f"{type(self).__name__}: without a limit D2-Net finds thousands of features in an image, and "
+                "matching takes a multiple of the time; where 2000 do, give the detector that number"
+            )
         angles = np.zeros(len(found), np.float32) if found.angles is None else found.angles
         return dataclasses.replace(found, descriptors=self._converted(found.descriptors), angles=angles)
 

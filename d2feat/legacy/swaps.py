@@ -10,7 +10,7 @@ import cv2
 from ..affine import AffineFeature
 from ..bow import BOWImgDescriptorExtractor, BOWKMeansTrainer
 from ..feature2d import D2Feature
-from ..image_features import to_image_features
+from ..image_features import check_image_features, to_image_features
 from . import matchers
 from .notices import report
 from .patching import Change
@@ -76,6 +76,9 @@ def _consumers() -> Iterator[Change]:
     affine = _either(cv2.AffineFeature_create, _affine_feature)  # type: ignore[attr-defined]
     yield cv2, "AffineFeature", matchers.Facade(cv2.AffineFeature, affine)
     yield cv2, "AffineFeature_create", affine
+    stitcher = _reported(cv2.Stitcher_create)  # type: ignore[attr-defined]
+    yield cv2, "Stitcher", matchers.Facade(cv2.Stitcher, stitcher)
+    yield cv2, "Stitcher_create", stitcher
     if hasattr(cv2, "BOWImgDescriptorExtractor"):
         real = cv2.BOWImgDescriptorExtractor
         yield (
@@ -100,6 +103,7 @@ def _either(real: Callable[..., Any], ours: Callable[..., Any]) -> Callable[...,
 
 
 def _compute_image_features(featuresFinder: Any, image: Any, mask: Any = None) -> Any:
+    check_image_features()
     pixels = image.get() if isinstance(image, cv2.UMat) else image
     if featuresFinder.getNFeatures() <= 0:
         report(
@@ -118,6 +122,16 @@ def _compute_all_image_features(featuresFinder: Any, images: Any, masks: Any = N
     for index, features in enumerate(found):
         features.img_idx = index
     return tuple(found)
+
+
+def _reported(create: Callable[..., Any]) -> Callable[..., Any]:
+    """OpenCV's own stitcher, and a word that it stays so."""
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        report("Stitcher: takes no features from Python, and goes on with OpenCV's own")
+        return create(*args, **kwargs)
+
+    return make
 
 
 def _affine_feature(*args: Any, **kwargs: Any) -> AffineFeature:
