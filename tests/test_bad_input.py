@@ -1,5 +1,6 @@
 """Bad input of every kind: a `cv2.error` that says what is wrong, and an object as good as before."""
 
+import copy
 import importlib.util
 import shutil
 from collections import OrderedDict
@@ -316,9 +317,11 @@ def test_model_that_vanishes_is_an_error_and_returning_it_mends_the_object(
 ) -> None:
     path = tmp_path / "mine.onnx"
     shutil.copy2(SHIPPED, path)
-    mine = create(model=path)
+    loaded = create(model=path)
+    mine = copy.copy(loaded)  # which loads it when it is needed
     path.unlink()
     raises(lambda: mine.extract(other_image), r"no model file at .*mine\.onnx", d2feat.ModelError)
+    assert_same_features(loaded.extract(other_image), before)
     shutil.copy2(SHIPPED, path)
     assert_same_features(mine.extract(other_image), before)
 
