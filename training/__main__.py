@@ -70,7 +70,7 @@ def main(
 
         try:
             path = run.run(show)
-        except (trainer.TrainingError, SceneError) as error:
+        except (trainer.TrainingError, SceneError, OSError) as error:
             console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
     console.print(f"wrote {path}")

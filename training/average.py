@@ -56,7 +56,7 @@ def main(
     """Average the weights of a network before and after fine-tuning."""
     try:
         average(before, after, out, share)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         Console().print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 

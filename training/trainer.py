@@ -193,7 +193,9 @@ class Trainer:
         # Trunk and fine head apart: the first layer, whose inputs are grey levels, has gradients that would
         # drown the head's.
         groups = [group["params"] for group in self.optimizer.param_groups]
-        norm = torch.stack([nn.utils.clip_grad_norm_(group, config.clip) for group in groups]).norm()
+        # That of a frozen trunk is on the CPU.
+        norms = [nn.utils.clip_grad_norm_(group, config.clip).to(self.device) for group in groups]
+        norm = torch.stack(norms).norm()
         # One transfer a step: everything that is logged or decided on.
         names = ["loss", "gradient", *terms]
         row = dict(zip(names, torch.stack([loss, norm, *terms.values()]).detach().tolist(), strict=True))
@@ -326,12 +328,20 @@ def _parameter_groups(net: D2Net, config: Config) -> list[dict[str, Any]]:
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Save `content` to a file that takes its place at `path`, whole or not at all."""
+    """Save `content` to a file that takes its place at `path`, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:  # torch's of a full disk
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"cannot write {path}: {reason}") from error
     partial.replace(path)
 
 
