@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +23,10 @@ from .tiles import best_of
 
 BLUR = 0.8
 """Sigma, px, before a shrinking by t along one axis: this times sqrt(t^2 - 1) (Morel and Yu, section 3)."""
+
+
+MOST_TILT: Final = 20
+"""Of maxTilt: a surface seen so is a line."""
 
 
 class View(NamedTuple):
@@ -59,8 +63,8 @@ class AffineFeature(Feature2DObject):
             raise InputError(f"AffineFeature takes a detector of d2feat.create, not {type(backend).__name__}")
         least, most = whole(minTilt, "minTilt"), whole(maxTilt, "maxTilt")
         step, base = real(tiltStep, "tiltStep"), real(rotateStepBase, "rotateStepBase")
-        if not 0 <= least <= most:
-            raise InputError(f"0 <= minTilt <= maxTilt must hold, not {least} and {most}")
+        if not 0 <= least <= most <= MOST_TILT:
+            raise InputError(f"0 <= minTilt <= maxTilt <= {MOST_TILT} must hold, not {least} and {most}")
         if not (step > 1 and 0 < base <= 360):
             raise InputError("tiltStep must be above 1 and rotateStepBase in (0, 360]")
         tilts = [step**n for n in range(least, most + 1)]
@@ -75,6 +79,8 @@ class AffineFeature(Feature2DObject):
     @cv2_call
     def setViewParams(self, tilts: Sequence[float], rolls: Sequence[float]) -> None:
         """Views of one's own choice: as many tilts (1 or more) as rolls (degrees)."""
+        if not all(isinstance(values, (Sequence, np.ndarray)) for values in (tilts, rolls)):
+            raise InputError("setViewParams takes lists of tilts and of rolls")
         steep, turned = [real(tilt, "a tilt") for tilt in tilts], [real(roll, "a roll") for roll in rolls]
         if len(steep) != len(turned) or not steep or min(steep) < 1:
             raise InputError("setViewParams takes as many tilts as rolls, at least one, and no tilt below 1")

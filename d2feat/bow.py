@@ -5,7 +5,6 @@ nearest centre of its descriptors is each of them (Csurka et al., "Visual catego
 keypoints", ECCV workshop 2004).
 """
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,8 +37,13 @@ class BOWKMeansTrainer:
         attempts: int = 3,
         flags: int = cv2.KMEANS_PP_CENTERS,
     ) -> None:
-        if importlib.util.find_spec("sklearn") is None:  # here, and not after the work of all images
-            raise D2FeatError("clustering needs scikit-learn: pip install 'd2feat[bow]'")
+        try:  # here, and not after the work of all images
+            import sklearn.cluster  # noqa: F401
+        except ImportError as error:
+            raise D2FeatError(
+                f"clustering needs scikit-learn, which cannot be imported ({error}); "
+                "pip install 'd2feat[bow]'"
+            ) from error
         kind, count, _ = termcrit or (cv2.TERM_CRITERIA_COUNT, 100, 0.0)
         self._words, self._attempts = int(clusterCount), int(attempts)
         self._passes = int(count) if int(kind) & cv2.TERM_CRITERIA_COUNT else 100

@@ -34,8 +34,8 @@ import numpy.typing as npt
 from .errors import D2FeatError, InputError
 from .features import Features
 
-STALE: Final = 10
-"""Seconds after which a file that is half written is a killed run's."""
+STALE: Final = 24 * 3600
+"""Seconds after which a file that is half written is a killed run's, however large it is."""
 
 _GOES_ON: Final = "what is done is kept, the same command goes on with it"
 
@@ -220,10 +220,10 @@ def _taking_place(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def remove_stale(partial: Path) -> None:
-    """Remove a file that is half written, unless somebody may be writing it."""
+def remove_stale(partial: Path, age: float = STALE) -> None:
+    """Remove a file that is half written, unless somebody may be writing it: since it is younger, seconds."""
     with contextlib.suppress(OSError):
-        if time.time() - partial.stat().st_mtime > STALE:
+        if time.time() - partial.stat().st_mtime > age:
             partial.unlink()
 
 
@@ -293,7 +293,7 @@ def _merge(source: Any, target: Any, without: Collection[str]) -> None:
         if name in without:
             # Its datasets: a group inside is of another image, in a folder that is named as this one.
             inside |= set(_datasets(item) if is_group else ())
-            if not is_group or inside >= item.keys():
+            if not is_group or set(_datasets(item)) >= item.keys():
                 continue
         if is_group and (inside or name in target):
             group = target.require_group(name)

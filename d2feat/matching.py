@@ -13,6 +13,9 @@ BLOCK_ELEMENTS: Final = 1 << 24
 """Similarities held at once (64 MB), however large the sets."""
 
 
+_LARGEST_MEAN: Final = 1e6
+
+
 def match(
     descriptors1: Any,
     descriptors2: Any,
@@ -73,7 +76,9 @@ def _neighbours(
     The second nearest is found only if wanted.
     """
     count, others = len(query), len(train)
-    middle = train.mean(0)  # about which rounding loses least
+    # About the mean rounding loses least; whole numbers stay such, and small or huge values as they are.
+    middle = np.rint(train.mean(0))
+    middle[np.abs(middle) > _LARGEST_MEAN] = 0
     query, train = query - middle, train - middle
     # |q - t|^2 = (q, |q|^2, 1) . (-2 t, 1, |t|^2): one matrix product and nothing else.
     left = np.column_stack([query, (query * query).sum(1), np.ones(count, np.float32)])

@@ -101,8 +101,7 @@ def match_pairs(
     for first, second in pairs:
         by_first.setdefault(first, []).append(second)
     parts, ruled = [], _identity(rule)
-    hdf5.open_hdf5(features).close()  # an error here leaves no folder
-    with locked(folder), hdf5.open_hdf5(features) as file, contextlib.ExitStack() as stack:
+    with locked(folder, temporary=True), hdf5.open_hdf5(features) as file, contextlib.ExitStack() as stack:
         earlier: Any = stack.enter_context(hdf5.open_hdf5(out)) if out.exists() else {}
 
         @functools.lru_cache(HELD)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
-from .images import Image
+from .images import Image, digest
 from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
 from .onnx_file import read_model
 from .processor import has_fast_int8, usable_processors
@@ -84,6 +84,7 @@ class Session:
         threads: processors it uses on the CPU.
         given: inputs that are the same in all runs.
         process: that loaded it. A forked child cannot use it.
+        sha256: of the model file, as it was loaded.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class Session:
     threads: int
     given: Mapping[str, npt.NDArray[Any]]
     _session: Any
+    sha256: str
     process: int = field(default_factory=os.getpid)
 
     def run(
@@ -425,6 +427,7 @@ def _name(entry: Any) -> str:
 
 
 def _load(path: Path, provider: Any, threads: int) -> Session:
+    sha256 = digest(path)
     started = start(path, provider, threads)
     info = read_info(started.properties, path)
     if "image" not in started.inputs or not started.outputs.keys() >= set(_OUTPUTS):
@@ -432,7 +435,7 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
     given = {}
     if started.provider == _CPU and _WINOGRAD in started.optional:
         given[_WINOGRAD] = np.array(True)
-    return Session(path, info, started.provider, threads, given, started.session)
+    return Session(path, info, started.provider, threads, given, started.session, sha256)
 
 
 class Started(NamedTuple):

@@ -68,7 +68,7 @@ def _encoded(source: Path) -> Iterator[bytes]:
     for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
         if not path.is_file():
             continue
-        if _is_image(path):
+        if is_photograph(path):
             yield path.read_bytes()
         elif path.suffix.lower() == ".tar" or path == source:
             yield from _members(path)
@@ -79,7 +79,7 @@ def _members(path: Path) -> Iterator[bytes]:
         with tarfile.open(path) as shard:
             for member in shard:
                 content = None
-                if _is_image(Path(member.name)):
+                if is_photograph(Path(member.name)):
                     with contextlib.suppress(KeyError):  # of a link to what is not in the file
                         content = shard.extractfile(member)
                 if content is not None:
@@ -88,6 +88,7 @@ def _members(path: Path) -> Iterator[bytes]:
         raise ValueError(f"{path} is not a tar file, or is damaged: replace it or take it away") from None
 
 
-def _is_image(path: Path) -> bool:
+def is_photograph(path: Path) -> bool:
+    """Whether a file's name ends as a photograph's does."""
     # macOS writes what it knows of a.jpg to ._a.jpg.
     return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")

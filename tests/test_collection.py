@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from d2feat.collection.parts import (
 )
 from d2feat.hdf5 import image_names, open_hdf5, pack, read_features, read_matches, replacing, write_features
 from d2feat.images import digest
+from d2feat.locks import locked
 from d2feat.pairs import match_features, match_pairs, read_pairs
 
 COMMAND = ["--model", "d2net", "--provider", "cpu", "--nfeatures", "100"]
@@ -263,6 +265,54 @@ def test_runs_that_match_into_one_file_do_it_one_after_the_other(folder: Path, t
     assert not parts_folder(matches).exists()
 
 
+def test_a_thread_does_not_wait_for_itself(folder: Path, tmp_path: Path) -> None:
+    out, matches = tmp_path / "features.h5", tmp_path / "features-matches.h5"
+    assert invoke("extract", folder, "-o", out, *COMMAND).exit_code == 1
+    pairs = [("a.png", "b.jpg"), ("b.jpg", "sub/a.png")]
+    first = match_pairs(pairs, out, matches)
+    next(first)
+    with pytest.raises(d2feat.D2FeatError, match=r"at work on .*already"):
+        next(match_pairs(pairs, out, matches))
+    assert list(first) == [1]
+    with pytest.raises(d2feat.InputError, match="holds no nowhere"):
+        list(match_pairs([("a.png", "nowhere")], out, matches))
+    assert not parts_folder(matches).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_forked_child_keeps_no_lock(tmp_path: Path) -> None:
+    with locked(tmp_path / "place"):
+        child = os.fork()
+        if not child:
+            time.sleep(20)
+            os._exit(0)
+    try:
+        start = time.monotonic()
+        with locked(tmp_path / "place"):
+            assert time.monotonic() - start < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_locks_bear_that_the_folder_is_removed(tmp_path: Path) -> None:
+    place, inside = tmp_path / "place", list[int]()
+
+    def work(number: int) -> None:
+        for _ in range(200):
+            with locked(place, temporary=True):
+                inside.append(number)
+                assert inside == [number]
+                inside.remove(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert not place.exists()
+    place.write_text("a file")
+    with pytest.raises(FileExistsError), locked(place):
+        pass
+
+
 def test_images_in_folders_that_are_called_as_datasets_or_images_are(folder: Path, tmp_path: Path) -> None:
     out, more = tmp_path / "features.h5", tmp_path / "more"
     for name in ("keypoints/a.png", "b.jpg/c.png", "b.jpg/sub/d.png"):
@@ -284,6 +334,21 @@ def test_images_in_folders_that_are_called_as_datasets_or_images_are(folder: Pat
         assert file["b.jpg"].attrs[DIGEST] == digest(folder / "b.jpg")
 
 
+def test_what_replaces_a_folder_and_all_in_it_leaves_what_is_in_that(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.h5", tmp_path / "new.h5"
+    for path, names in (
+        (old, ["b.jpg", "b.jpg/c.png", "b.jpg/c.png/d.png"]),
+        (new, ["b.jpg", "b.jpg/c.png"]),
+    ):
+        with replacing(path) as file:
+            for name in names:
+                file[f"{name}/keypoints"] = np.full((1, 2), float(path == new))
+    pack([old, new], old, ["b.jpg", "b.jpg/c.png"])
+    with open_hdf5(old) as file:
+        held = {name: file[name]["keypoints"][0, 0] for name in image_names(file)}
+    assert held == {"b.jpg": 1, "b.jpg/c.png": 1, "b.jpg/c.png/d.png": 0}
+
+
 def test_files_that_nobody_may_read_or_that_are_gone_are_reported(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.h5"
     (folder / "gone.png").symlink_to("nowhere")
@@ -300,10 +365,11 @@ def test_an_output_that_is_a_link_stays_one(folder: Path, tmp_path: Path) -> Non
     out.symlink_to("disk/real.h5")
     (disk / "real.h5.1.partial").write_bytes(b"of a run that was killed while it joined")
     os.utime(disk / "real.h5.1.partial", (0, 0))
+    (disk / "real.h5.2.partial").write_bytes(b"of one that may be at work elsewhere")
     for image in ("a.png", "b.jpg"):
         assert invoke("extract", folder / image, "-o", out, *COMMAND).exit_code == 0
     assert out.is_symlink()
-    assert list(disk.iterdir()) == [disk / "real.h5"]
+    assert sorted(disk.iterdir()) == [disk / "real.h5", disk / "real.h5.2.partial"]
     assert names_in(disk / "real.h5") == ["a.png", "b.jpg"]
 
 

@@ -650,3 +650,4 @@ def test_options() -> None:
         "provider": [("CUDAExecutionProvider", {"device_id": 1}), ("CPU", {})],
         "tile": 512,
     }
+    assert parse_options('model="a)b,c",scales=[1,(2,3)]') == {"model": "a)b,c", "scales": [1, (2, 3)]}

@@ -54,6 +54,16 @@ def test_nothing_is_lost_where_all_are_far_from_zero(two_sets: tuple[np.ndarray,
     )
 
 
+@pytest.mark.parametrize("most", [1, 9, 255])
+def test_whole_numbers_are_matched_exactly(most: int) -> None:
+    """However many are equally near."""
+    random = np.random.default_rng(most)
+    query, train = random.integers(0, most + 1, (2, 300, 32)).astype(np.float32)
+    for cross_check in (False, True):
+        theirs = cv2.BFMatcher(cv2.NORM_L2, crossCheck=cross_check).match(query, train)
+        assert_same_matches(d2feat.match(query, train, crossCheck=cross_check), theirs)
+
+
 def test_without_cross_check_is_plain_brute_force(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     ours = d2feat.match(*two_sets, crossCheck=False)
     assert len(ours) == len(two_sets[0])

@@ -220,6 +220,8 @@ def test_simulated_views_have_the_contract_of_a_feature2d(picture: np.ndarray) -
         affine.setViewParams([1, 2], [0])
     for call in (
         lambda: affine.setViewParams([np.nan], [0]),
+        lambda: affine.setViewParams(5, 5),
+        lambda: d2feat.AffineFeature(create(), 3000),
         lambda: d2feat.AffineFeature(create(), "a"),
         lambda: d2feat.AffineFeature(create(), 2.5),
         lambda: d2feat.AffineFeature(create(), tiltStep=None),

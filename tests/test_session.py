@@ -16,6 +16,7 @@ import pytest
 
 import d2feat
 from d2feat import session as sessions
+from d2feat.images import digest
 from d2feat.model import EXACT, FAST, find_model
 from d2feat.processor import cgroup_quota, has_fast_int8, usable_processors
 
@@ -112,7 +113,9 @@ def test_a_detector_keeps_its_model_whatever_becomes_of_the_file(tmp_path: Path)
     path = tmp_path / "mine.onnx"
     shutil.copy(find_model("d2net-lite"), path)
     detector = d2feat.create(model=path, provider="cpu")
+    loaded = digest(path)
     shutil.copy(find_model(EXACT), path)
+    assert detector._session.sha256 == loaded != digest(path)
     assert detector.descriptorSize() == 128
     assert d2feat.create(model=path, provider="cpu").descriptorSize() == 512
     path.unlink()

@@ -760,6 +760,12 @@ def test_retrieval_finds_the_photos_of_the_same_place() -> None:
     assert retrieval.global_descriptor(np.zeros((0, 32), np.float32), words).tolist() == [0] * words.size
 
 
+def test_links_that_lead_nowhere_are_no_photos(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 60, 3), np.uint8))
+    (tmp_path / "b.png").symlink_to("nowhere.png")
+    assert photos.find_photos(tmp_path) == ["a.png"]
+
+
 def test_pairs_are_read_in_the_photos_order(tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("b a\n\na c\nb a\n")
     assert pairs.listed(["a", "b", "c"], tmp_path / "pairs.txt") == [("a", "b"), ("a", "c")]

@@ -698,6 +698,7 @@ def test_means_are_of_checkpoints_of_a_run_and_written_whole(
     with pytest.raises(OSError, match=r"cannot write .*no space"):
         average(tmp_path / "start.pth", after, after)
     assert after.read_bytes() == content
+    assert not list(tmp_path.glob("*.partial"))
     monkeypatch.undo()
     bare = tmp_path / "bare.pth"
     torch.save({"model": torch.load(after, weights_only=True)["model"]}, bare)

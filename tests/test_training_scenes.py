@@ -340,6 +340,9 @@ def test_other_photographs_do_not_get_the_scene_of_that_name(reconstructed: Path
     (photos / "1.png").write_bytes(b"another")
     with pytest.raises(sfm.ReconstructionError, match="other photographs: give this one another --name"):
         sfm.reconstruct(photos, reconstructed)
+    place = reconstructed.parent / "place" / "images"
+    (place / ".DS_Store").write_bytes(b"no photograph")
+    assert sfm.reconstruct(place, reconstructed) == info
     leftover = info.with_name(f"{info.name}.partial")  # of a run that was killed
     shutil.copy(info, leftover)
     assert len(s.read_scenes(reconstructed)) == 1

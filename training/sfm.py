@@ -4,13 +4,15 @@ COLMAP's structure from motion with SIFT (Schoenberger and Frahm 2016) finds the
 points seen, and geometrically verified, in several photographs. Needs the extra `train` (pycolmap).
 """
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
+
+from d2feat.images import digest
+from export.photographs import is_photograph
 
 FEWEST_VIEWS = 3
 """Photographs a track must be seen in: a third one confirms what two may agree on by accident."""
@@ -44,8 +46,7 @@ def reconstruct(photos: Path, out: Path, *, name: str = "", longest: int = 1024,
         raise FileNotFoundError(f"no folder of photographs at {photos}")
     name = name or (photos.parent if photos.name == "images" else photos).resolve().name
     info, folder = out / "scene_info" / f"{name}.npz", out / name
-    files = [path for path in sorted(photos.rglob("*")) if path.is_file()]
-    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    contents = sorted(digest(path) for path in photos.rglob("*") if is_photograph(path))
     if info.is_file():
         with np.load(info) as there:
             if "photographs" in there and there["photographs"].tolist() != contents:

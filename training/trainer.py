@@ -258,7 +258,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise TrainingError(f"{path} is damaged ({reason}): remove it to begin anew") from None
@@ -273,7 +273,7 @@ class Trainer:
         if other:
             raise TrainingError(f"{path.parent} holds a run of other {other[0]}: choose another folder")
         self.net.load_state_dict(state["net"])
-        self.average = state["average"]
+        self.average = [parameter.to(self.device) for parameter in state["average"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
 
@@ -339,7 +339,8 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # torch's of a full disk
+    except (OSError, RuntimeError) as error:  # the latter is torch's of a full disk
+        partial.unlink(missing_ok=True)
         reason = str(error).partition("\n")[0]
         raise OSError(f"cannot write {path}: {reason}") from error
     partial.replace(path)

@@ -26,6 +26,9 @@ SETTINGS = "d2feat"
 DIGEST = "image_sha256"
 """Attribute of each image's group: of which file."""
 
+STALE = 10
+"""Seconds after which a part that is half written is a killed run's: writing takes milliseconds."""
+
 
 def parts_folder(out: Path) -> Path:
     """Folder of the parts of the file `out`."""
@@ -98,7 +101,7 @@ def join_parts(out: Path, names: Collection[str], outdated: Collection[str], set
         new = {name: path for name in names if (path := part_path(folder, name)).exists()}
         for name, path in new.items():
             with open_hdf5(path) as file:
-                _check_settings(path, file[name].attrs.get(SETTINGS), settings)
+                _check_settings(folder, file[name].attrs.get(SETTINGS), settings)
         gone = held & {*new, *outdated}
         if new or gone:
             pack([*([out] if held else []), *new.values()], out, gone)
@@ -112,7 +115,7 @@ def _remove_if_empty(folder: Path) -> None:
     """Remove the folder of parts, but for what other runs have in it."""
     with contextlib.suppress(OSError):
         for partial in folder.glob("*.partial"):
-            remove_stale(partial)
+            remove_stale(partial, STALE)
         folder.rmdir()
 
 

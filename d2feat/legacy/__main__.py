@@ -90,11 +90,14 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def _split(text: str) -> list[str]:
-    """What commas separate, but for those within brackets."""
-    parts, depth = [""], 0
+    """What commas separate, but for those within brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
     for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
+        if quote or character in "'\"":
+            quote = "" if character == quote else quote or character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == "," and not (depth or quote):
             parts.append("")
         else:
             parts[-1] += character

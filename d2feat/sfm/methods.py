@@ -62,7 +62,7 @@ def d2net(detector: D2Feature) -> Method:
 
     sizes = {"maxEdge": detector.getMaxEdge(), "maxSumEdges": detector.getMaxSumEdges()}
     settings = {
-        "model": digest(detector._session.path),
+        "model": detector._session.sha256,
         "nfeatures": detector.getNFeatures(),
         "scoreThreshold": detector.getScoreThreshold(),
         "scales": detector.getScales(),

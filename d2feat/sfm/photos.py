@@ -57,7 +57,8 @@ def find_photos(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    names = sorted(path.relative_to(folder).as_posix() for path in files_under(folder, SUFFIXES))
+    found = (path for path in files_under(folder, SUFFIXES) if path.exists())
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
     if not names:
         raise InputError(f"no photographs in {folder}; their names end in {', '.join(SUFFIXES)}")
     for name in names:

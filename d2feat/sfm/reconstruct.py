@@ -102,7 +102,7 @@ def reconstruct(
         "pairs": pairing if pairing in PAIRINGS else _digest(_pair_lines(listed(names, Path(pairing)))),
         "reference": "None" if poses is None else _digest(_camera_lines(cameras, poses)),
     }
-    with locked(out):  # another run of the same folder waits
+    with locked(out / ".lock", temporary=True):  # another run of the same folder waits
         claim(out, {"method": method.name, **method.settings}, {**rules, "photos": digests})
         extract_photos(
             folder, digests, cameras, method, out, lambda done: progress("extraction", done, len(names))

@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <opencv2/core.hpp>
 #include <opencv2/imgproc.hpp>
@@ -130,7 +129,8 @@ class D2Feature : public cv::Feature2D {
         const auto options = made<OrtSessionOptions>(api().CreateSessionOptions);
         check(api().SetIntraOpNumThreads(options.get(), threads));
         // Aborts the process at models that know Winograd's algorithm (docs/model-format.md).
-        if (std::atoi(std::strchr(OrtGetApiBase()->GetVersionString(), '.') + 1) < 23)
+        const std::string version = OrtGetApiBase()->GetVersionString();
+        if (version.rfind("1.", 0) == 0 && std::atoi(version.c_str() + 2) < 23)
             check(api().AddSessionConfigEntry(options.get(), "optimization.disable_specified_optimizers",
                                               "ConvActivationFusion"));
         const std::basic_string<ORTCHAR_T> path(model.begin(), model.end());
