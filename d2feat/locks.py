@@ -69,8 +69,8 @@ def _lock(folder: Path) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder, os.O_RDONLY)
-        except (FileNotFoundError, FileExistsError):  # it was removed in between
-            if folder.exists() and not folder.is_dir():
+        except (FileNotFoundError, FileExistsError):  # it was removed in between, or is no folder
+            if folder.is_file():
                 raise
             continue
         try:

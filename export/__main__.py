@@ -74,8 +74,8 @@ def export(
         raise typer.BadParameter(f"--target is onnxruntime, frames or opencv, not {target}")
     if target != "onnxruntime" and (int8 is not None or coordinates != "opencv"):
         raise typer.BadParameter(f"--target {target} takes neither --int8 nor --coordinates")
-    if contract not in ("aliked", "disk"):
-        raise typer.BadParameter(f"--contract is aliked or disk, not {contract}")
+    if contract != "aliked" and target != "opencv":
+        raise typer.BadParameter("--contract goes with --target opencv")
     if half and (int8 is not None or target == "opencv"):
         raise typer.BadParameter("--half goes with neither --int8 nor --target opencv")
     with _errors_said():
