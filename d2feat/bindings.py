@@ -22,7 +22,6 @@ R = TypeVar("R")
 _OTHER_NAMES: Final = {"images": ("image",), "masks": ("mask",), "fileName": ("fs", "fn")}
 """What other overloads of OpenCV call these arguments."""
 
-
 _SIFTS: Final = {"nOctaveLayers", "contrastThreshold", "edgeThreshold", "sigma", "descriptorType"}
 """Parameters that programs give `cv2.SIFT_create` and that have no counterpart."""
 

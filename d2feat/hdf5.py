@@ -194,13 +194,13 @@ def replacing(path: Path) -> Iterator[Any]:
     content = io.BytesIO()
     with open_hdf5(content, "w") as file:
         yield file
-    with _taking_place(path) as partial:
+    with taking_place(path) as partial:
         partial.parent.mkdir(exist_ok=True)  # of parts: another run removes it where it finds it empty
         partial.write_bytes(content.getbuffer())
 
 
 @contextlib.contextmanager
-def _taking_place(path: Path) -> Iterator[Path]:
+def taking_place(path: Path) -> Iterator[Path]:
     """A path to write to; what is there then takes its place at `path`, after it is on the disk.
 
     Where `path` is a link, that is the place that it leads to.
@@ -273,7 +273,7 @@ def pack(parts: Iterable[Path], path: Path, without: Collection[str] = ()) -> No
             f"no space for {path}: it takes {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free; "
             f"{_GOES_ON}"
         )
-    with _taking_place(path) as partial, open_hdf5(partial, "w") as whole:
+    with taking_place(path) as partial, open_hdf5(partial, "w") as whole:
         for place, part in enumerate(parts):
             with open_hdf5(part) as file:
                 try:
@@ -292,9 +292,10 @@ def _merge(source: Any, target: Any, without: Collection[str]) -> None:
         is_group = hasattr(item, "items")
         if name in without:
             # Its datasets: a group inside is of another image, in a folder that is named as this one.
-            inside |= set(_datasets(item) if is_group else ())
-            if not is_group or set(_datasets(item)) >= item.keys():
+            own = set(_datasets(item)) if is_group else set()
+            if not is_group or own >= item.keys():
                 continue
+            inside |= own
         if is_group and (inside or name in target):
             group = target.require_group(name)
             _merge(item, group, inside)

@@ -14,6 +14,7 @@ BLOCK_ELEMENTS: Final = 1 << 24
 
 
 _LARGEST_MEAN: Final = 1e6
+"""Beyond it a mean is not taken away: values so large may overflow once moved and squared."""
 
 
 def match(

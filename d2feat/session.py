@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import hashlib
 import logging
 import os
 import threading
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, ProviderError
-from .images import Image, digest
+from .images import Image
 from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
 from .onnx_file import read_model
 from .processor import has_fast_int8, usable_processors
@@ -427,7 +428,6 @@ def _name(entry: Any) -> str:
 
 
 def _load(path: Path, provider: Any, threads: int) -> Session:
-    sha256 = digest(path)
     started = start(path, provider, threads)
     info = read_info(started.properties, path)
     if "image" not in started.inputs or not started.outputs.keys() >= set(_OUTPUTS):
@@ -435,7 +435,7 @@ def _load(path: Path, provider: Any, threads: int) -> Session:
     given = {}
     if started.provider == _CPU and _WINOGRAD in started.optional:
         given[_WINOGRAD] = np.array(True)
-    return Session(path, info, started.provider, threads, given, started.session, sha256)
+    return Session(path, info, started.provider, threads, given, started.session, started.sha256)
 
 
 class Started(NamedTuple):
@@ -447,6 +447,7 @@ class Started(NamedTuple):
         properties: the file's metadata.
         inputs, outputs: their shapes by name.
         optional: names of the inputs that have a default.
+        sha256: of the file.
     """
 
     session: Any
@@ -455,6 +456,7 @@ class Started(NamedTuple):
     inputs: dict[str, list[Any]]
     outputs: dict[str, list[Any]]
     optional: set[str]
+    sha256: str
 
 
 def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> Started:
@@ -529,7 +531,8 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
         if provider != "auto":
             raise ProviderError(f"{first} was asked for and did not load: {why}") from refused
         _LOG.warning("running on the CPU: %s did not load: %s", first, why)
-    return Started(session, got, properties, inputs, outputs, optional)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Started(session, got, properties, inputs, outputs, optional, sha256)
 
 
 def import_runtime() -> Any:

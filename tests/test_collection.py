@@ -379,6 +379,15 @@ def test_nothing_is_matched_where_there_are_no_features(folder: Path, tmp_path: 
     assert result.exit_code == 1
     assert "error" not in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    (tmp_path / "features-matches.h5").write_bytes(b"of features that are gone")
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("broken.jpg other.jpg\n")
+    (folder / "other.jpg").write_bytes(b"no picture")
+    command = ["extract", folder / "broken.jpg", folder / "other.jpg", "-o", out, *COMMAND]
+    for more in ([], ["--match", pairs]):
+        result = invoke(*command, *more)
+        assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+        assert ("not matched broken.jpg other.jpg" in result.output) == bool(more)
 
 
 def test_a_file_without_features_is_not_overwritten(folder: Path, tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def extract(
     for name, why in failed:
         console.print(f"[red]skipped[/red] {escape(f'{name}: {why}')}", soft_wrap=True)
     matches = out.with_name(f"{out.stem}-matches{out.suffix}")
-    held = _held(out) if match else []
-    if held:
+    if match:
+        held = _held(out)
         known = set(held)
         if match == "all":
             pairs = list(itertools.combinations(held, 2))
@@ -115,12 +115,13 @@ def extract(
         for one, two in sorted(lacking):
             console.print(f"[red]not matched[/red] {escape(f'{one} {two}')}: no features", soft_wrap=True)
         pairs = [pair for pair in pairs if pair not in lacking]
-        with _progress() as progress:
-            task = progress.add_task("matching", total=len(pairs))
-            for done in match_pairs(pairs, out, matches):
-                progress.advance(task, done)
-        console.print(f"wrote {matches}: {len(pairs)} pairs", soft_wrap=True, markup=False)
-    elif matches.exists() and matches.stat().st_mtime_ns < out.stat().st_mtime_ns:
+        if held:
+            with _progress() as progress:
+                task = progress.add_task("matching", total=len(pairs))
+                for done in match_pairs(pairs, out, matches):
+                    progress.advance(task, done)
+            console.print(f"wrote {matches}: {len(pairs)} pairs", soft_wrap=True, markup=False)
+    elif out.exists() and matches.exists() and matches.stat().st_mtime_ns < out.stat().st_mtime_ns:
         console.print(
             f"{matches} was made before {out} changed; --match makes it anew", soft_wrap=True, markup=False
         )

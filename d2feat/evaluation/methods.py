@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +61,7 @@ def open_methods(
             manner += f" {rotations} rotations" if rotations > 1 else ""
             taken = {*_CV2, *(method.name for method in methods)}
             short = Path(name).stem if name.endswith(".onnx") else name
-            labels = (f"{one}{manner}" for one in (short, name, *(f"{name} ({n})" for n in range(2, 100))))
+            labels = (f"{one}{manner}" for one in chain((short, name), (f"{name} ({n})" for n in count(2))))
             detector = create(nfeatures, scales=scales, model=name, rotations=rotations)
             methods.append(d2feat_method(detector, next(one for one in labels if one not in taken)))
         elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):

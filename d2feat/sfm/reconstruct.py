@@ -132,10 +132,8 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
     with hdf5.replacing(out / GLOBAL) as file:
         for name, vector in zip(names, vectors, strict=True):
             file[f"{name}/global_descriptor"] = vector
-    partial = out / f"{WORDS}.partial"
-    with partial.open("wb") as saved:
-        np.save(saved, words)
-    partial.replace(out / WORDS)
+    with hdf5.taking_place(out / WORDS) as partial, partial.open("wb") as file:
+        np.save(file, words)
     if pairing == "auto":
         pairing = "exhaustive" if len(names) <= EXHAUSTIVE else "retrieval"
     if pairing == "retrieval":
