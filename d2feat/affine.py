@@ -50,6 +50,11 @@ class AffineFeature(Feature2DObject):
         rotateStepBase: degrees between the views of a tilt, times the tilt.
     """
 
+    @staticmethod
+    def create(*args: Any, **kwargs: Any) -> "AffineFeature":
+        """The constructor, where `cv2.AffineFeature.create` was written."""
+        return AffineFeature(*args, **kwargs)
+
     @cv2_call
     def __init__(
         self,
@@ -138,7 +143,11 @@ class AffineFeature(Feature2DObject):
 
     def _extract_view(self, image: Image, mask: npt.NDArray[np.bool_] | None, view: View) -> Features:
         picture, matrix = simulate(image, view)
-        found = self.backend.extract(picture)
+        shown = None
+        if mask is not None:  # before the detector takes its best
+            size = picture.shape[1], picture.shape[0]
+            shown = cv2.warpAffine(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST)
+        found = self.backend.extract(picture, shown)
         back: Any = cv2.invertAffineTransform(matrix)
         keypoints = (found.keypoints @ back[:, :2].T + back[:, 2]).astype(np.float32)
         size = image.shape[1], image.shape[0]

@@ -64,13 +64,13 @@ class Feature2DObject:
     # By `__class__` these would be those of cv2.Feature2D.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _new, (type(self),), self._state()
+        return new_object, (type(self),), self._state()
 
     def __dir__(self) -> list[str]:
         return dir(type(self)) + list(self.__dict__)
 
 
-def _new(kind: type[Any]) -> Any:
+def new_object(kind: type[Any]) -> Any:
     """An object of the class `kind` that copying and unpickling fill."""
     return object.__new__(kind)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, ModelError
-from .model import cache_folder, find_model
+from .model import DEFAULT, EXACT, cache_folder, find_model
 
 
 def converted(kind: str, model: str | os.PathLike[str], name: str, build: Callable[[Any], Any]) -> Path:
@@ -17,7 +17,7 @@ def converted(kind: str, model: str | os.PathLike[str], name: str, build: Callab
 
     Args:
         kind: of the new model, for the folder's name and the error's message.
-        model: name or path of a model in single precision.
+        model: name or path of a model in single precision; "auto" is `EXACT`.
         name: of the file, without its ending.
         build: a checkpoint to an ONNX model.
 
@@ -25,7 +25,7 @@ def converted(kind: str, model: str | os.PathLike[str], name: str, build: Callab
         InputError: the model or what `build` was given does not suit.
         ModelError: there is no such model, it is no checkpoint, or a package that this needs is missing.
     """
-    source = find_model(model)
+    source = find_model(EXACT if model == DEFAULT else model)
     path = cache_folder() / f"{kind}-{source.stem}-{_digest(source)}" / f"{name}.onnx"
     if not path.is_file():
         checkpoints, graphs = needed_export("checkpoint"), needed_export("graph")

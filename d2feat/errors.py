@@ -4,9 +4,15 @@ import cv2
 
 
 class D2FeatError(cv2.error):
-    """Base of d2feat's errors; `code` is OpenCV's error code where one fits."""
+    """Base of d2feat's errors; `code` is OpenCV's where one fits, `msg` and `err` what is wrong."""
 
     code = cv2.Error.StsError
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        # OpenCV sets these on its class, where those of its own last error stay.
+        self.msg = self.err = str(self)
+        self.file, self.func, self.line = "", "", 0
 
 
 class InputError(D2FeatError, ValueError):

@@ -17,6 +17,7 @@ from .bindings import (
     copied,
     cv2_call,
     deliver,
+    new_object,
     opened_storage,
     paired,
     real,
@@ -213,7 +214,12 @@ class D2Feature(Feature2DObject):
             `cv2.Feature2D.compute` documents. ``((), None)`` if none is left.
         """
         if isinstance(image, (list, tuple)):
-            pairs = [self.compute(one, other) for one, other in paired(image, keypoints, "keypoints")]
+            pairs = []
+            for index, (one, other) in enumerate(paired(image, keypoints, "keypoints")):
+                try:
+                    pairs.append(self.compute(one, other))
+                except InputError as error:
+                    raise InputError(f"image {index}: {error}") from None
             return tuple(kept for kept, _ in pairs), tuple(found for _, found in pairs)
         pixels = as_image(image)
         keypoints = (
@@ -288,7 +294,8 @@ class D2Feature(Feature2DObject):
             features = features[allowed[row.clip(0, height - 1), column.clip(0, width - 1)]]
         if threshold > 0:
             features = features[features.scores > threshold]
-        return features[:nfeatures] if 0 < nfeatures < len(features) else features
+        # Not a slice, which would keep all descriptors alive.
+        return features[np.arange(nfeatures)] if 0 < nfeatures < len(features) else features
 
     def describe(self, image: Any, points: npt.ArrayLike) -> Floats:
         """M x C descriptors at M x 3 points, (x, y, scale) in pixels of the image.
@@ -561,6 +568,12 @@ class D2Feature(Feature2DObject):
 
     def _state(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_held"}
+
+    def __copy__(self) -> "D2Feature":
+        """Runs the model that this one has loaded; what is pickled or copied deeply loads its own."""
+        made: D2Feature = new_object(type(self))
+        made.__dict__.update(self._state(), _held=self._session)
+        return made
 
     def __repr__(self) -> str:
         session = self._session

@@ -10,6 +10,7 @@ from typing import Final
 
 import cv2
 
+from .bindings import size_of
 from .conversion import converted, needed_export
 from .errors import InputError, ProviderError
 from .model import EXACT
@@ -46,6 +47,7 @@ def create_native(
             f"OpenCV {cv2.__version__} has neither cv2.ALIKED nor cv2.DISK, which came with OpenCV 5; "
             "upgrade OpenCV, or use d2feat.create()"
         )
+    size = size_of(size)
     path = str(native_model(size, nfeatures, contract, model))
     if contract == "disk":
         return cv2.DISK.create(path, imageSize=size)
@@ -63,10 +65,7 @@ def native_model(
     """The file that `create_native` gives to OpenCV; converted now, or in the cache folder already."""
     if contract not in CONTRACTS:
         raise InputError(f"contract must be one of {', '.join(CONTRACTS)}, not {contract!r}")
-    try:
-        width, height = size = tuple(map(int, size))  # type: ignore[assignment]
-    except (TypeError, ValueError):
-        raise InputError(f"size must be (width, height), not {size!r}") from None
+    width, height = size = size_of(size)
     return converted(
         "native",
         model,

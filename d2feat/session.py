@@ -237,16 +237,21 @@ def run_stoppable(call: Callable[[Any], Result], *, apart: bool) -> Result:
     options = import_runtime().RunOptions()
     options.log_severity_level = 4  # what goes wrong is raised
     group: Runs = getattr(_of_thread, "runs", _all)
+    silent = group is not _all or threading.current_thread().daemon
+
+    def ended() -> BaseException:
+        # SystemExit ends a thread without a word.
+        return SystemExit() if silent else D2FeatError("the program is ending, and the network runs no more")
 
     def run() -> Result:
         with _all.holding(options), group.holding(options):
             try:
                 if _all.stopped or group.stopped:
-                    raise SystemExit  # which ends a thread without a word
+                    raise ended()
                 return call(options)
             except D2FeatError:
                 if _all.stopped or group.stopped:
-                    raise SystemExit from None
+                    raise ended() from None
                 raise
 
     if not apart or threading.current_thread() is not threading.main_thread():

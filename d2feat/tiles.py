@@ -3,12 +3,13 @@
 A cell of the network sees 92 px of its level, and a detection sees a few cells. Tiles start on the grid of
 the two poolings, so that cells of the tile are cells of the image, and overlap so far that what lies in a
 tile's core sees nothing of its cut edges. With one scale a tile's dense map there is the image's, and so are
-the descriptors, and with the paper's head all else. The fine head's score is relative to the strongest
-response of what the network is given, tile or image: scores of one tile differ from those of the whole image
-by a nearly constant factor, of a few per cent on photographs, and positions by some thousandths of a pixel
-(measured in docs/speed.md). With several scales the fine head's levels, which know nothing of each other, are
-tiled one by one; the levels of a tile are sampled between the pixels where those of the image are not, so
-that features agree only as those of an image moved by a fraction of a pixel do.
+the descriptors (but for those pooled over rotations), and with the paper's head all else. The fine head's
+score is relative to the strongest response of what the network is given, tile or image: scores of one tile
+differ from those of the whole image by a nearly constant factor, of a few per cent on photographs, and
+positions by some thousandths of a pixel (measured in docs/speed.md). With several scales the fine head's
+levels, which know nothing of each other, are tiled one by one; the levels of a tile are sampled between the
+pixels where those of the image are not, so that features agree only as those of an image moved by a fraction
+of a pixel do.
 """
 
 import math

@@ -1,8 +1,8 @@
 """One level of the image pyramid: the body of the exported graph's loop. Levels go from coarse to fine.
 
-Fine head: every level is an image of its own, made smaller with area weights; what it finds keeps its own map
-and its own score. So a scene of twice the size has at half scale the features it had before (as R2D2 and
-ASLFeat have it).
+Fine head: every level is an image of its own, made smaller by antialiased linear interpolation; what it finds
+keeps its own map and its own score. So a scene of twice the size has at half scale the features it had before
+(as R2D2 and ASLFeat have it).
 
 The paper's head (section 3.3): the dense map of a level is its own plus the resized *summed* map of the level
 before; cells that a coarser level already detected are banned; scores are divided by the level's number.

@@ -1,8 +1,9 @@
 """The network in eight bits, for processors with a fast int8 dot product (VNNI and its like).
 
 Static quantisation in ONNX's QDQ form: weights int8 per channel, activations uint8, ranges from photographs.
-A range holds all but `BEYOND` percent of the values at either end: the largest are many times the usual ones,
-and the 255th part of them is a step that moves keypoints (docs/training.md).
+A range holds all but `BEYOND` percent of the values by magnitude, and ends at the last that occurs: the
+largest are many times the usual ones, and the 255th part of them is a step that moves keypoints
+(docs/training.md).
 The fine head's last layer and detection stay in floating point: they are cheap, and positions hang on them.
 """
 
@@ -31,7 +32,7 @@ from .trunk import MEAN_BGR
 FIRST_LAYER: Final = "dense_feature_extraction.model.0.weight"
 
 BEYOND: Final = 0.001
-"""Percent of the values, at either end, that are cut."""
+"""Percent of the values, those of largest magnitude, that are cut."""
 
 GROUP: Final = 4
 """Pixels side by side that the first layer computes as one."""

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import pickle
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
@@ -318,12 +319,35 @@ def test_model_that_vanishes_is_an_error_and_returning_it_mends_the_object(
     path = tmp_path / "mine.onnx"
     shutil.copy2(SHIPPED, path)
     loaded = create(model=path)
-    mine = copy.copy(loaded)  # which loads it when it is needed
+    mine = copy.deepcopy(loaded)  # which loads it when it is needed
     path.unlink()
     raises(lambda: mine.extract(other_image), r"no model file at .*mine\.onnx", d2feat.ModelError)
-    assert_same_features(loaded.extract(other_image), before)
+    for held in (loaded, copy.copy(loaded)):
+        assert_same_features(held.extract(other_image), before)
+    tiled = copy.copy(loaded)
+    tiled.setTile(256)
+    assert len(tiled.extract(np.pad(other_image, ((0, 300), (0, 300), (0, 0))))) > 0
     shutil.copy2(SHIPPED, path)
     assert_same_features(mine.extract(other_image), before)
+
+
+def test_errors_carry_their_own_message_and_none_of_opencvs(detector: d2feat.D2Feature) -> None:
+    with pytest.raises(cv2.error):
+        cv2.cvtColor(np.zeros((0, 0), np.uint8), cv2.COLOR_BGR2GRAY)
+    with pytest.raises(cv2.error) as caught:
+        detector.detectAndCompute(None, None)
+    error = caught.value
+    assert error.msg == error.err == str(error)
+    assert "cv2.imread" in error.msg
+    assert (error.func, error.file, error.line) == ("", "", 0)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.msg) == (type(error), error.msg)
+
+
+def test_the_image_of_a_list_that_cannot_be_described_is_named(
+    detector: d2feat.D2Feature, other_image: np.ndarray
+) -> None:
+    raises(lambda: detector.compute([other_image, None], [[KEYPOINT], [KEYPOINT]]), "image 1: image is None")
 
 
 # ---- providers

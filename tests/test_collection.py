@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 import d2feat
@@ -34,6 +35,7 @@ from d2feat.collection.parts import (
 from d2feat.hdf5 import image_names, open_hdf5, pack, read_features, read_matches, replacing, write_features
 from d2feat.images import digest
 from d2feat.locks import locked
+from d2feat.model import bundled_folder
 from d2feat.pairs import match_features, match_pairs, read_pairs
 
 COMMAND = ["--model", "d2net", "--provider", "cpu", "--nfeatures", "100"]
@@ -199,6 +201,18 @@ def test_a_kill_between_joining_and_removing_loses_nothing(folder: Path, tmp_pat
     assert still_to_do(out, images, settings) == ["sub/c.webp"]
     assert invoke("extract", folder / "a.png", folder / "b.jpg", "-o", out, *COMMAND).exit_code == 0
     assert names_in(out) == ["a.png", "b.jpg"]
+
+
+def test_another_file_of_the_same_weights_is_another_model(folder: Path, tmp_path: Path) -> None:
+    """As one in eight bits, or with upstream's coordinates, is."""
+    other = onnx.load(bundled_folder() / "d2net-lite-int8.onnx")
+    other.doc_string = "not the same"
+    onnx.save(other, tmp_path / "other.onnx")
+    command = ["extract", folder / "a.png", "-o", tmp_path / "f.h5", "--nfeatures", "10", "--provider", "cpu"]
+    assert invoke(*command, "--model", "d2net-lite-int8").exit_code == 0
+    done = invoke(*command, "--model", tmp_path / "other.onnx")
+    assert done.exit_code == 1
+    assert "made with" in done.output
 
 
 def test_parts_of_another_run_of_the_same_output_stay(folder: Path, tmp_path: Path) -> None:

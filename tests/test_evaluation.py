@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -556,6 +557,7 @@ def test_the_command_writes_table_json_and_picture(folder: Path) -> None:
     assert "sift" in result.output
     written = json.loads((folder / "out" / "evaluation.json").read_text())
     assert [method["name"] for method in written["methods"]] == ["sift", "orb"]
+    assert (written["data"], written["d2feat"]) == (str(folder), d2feat.__version__)
     assert written["methods"][0]["overall"]["pairs"] == 4
     assert len(written["methods"][0]["pairs"][0]["accuracy"]) == 10
     picture = cv2.imread(str(folder / "out" / "mma.png"))
@@ -593,7 +595,9 @@ def test_our_models_are_as_good_as_sift_on_an_easy_pair(photo: np.ndarray) -> No
     first = synthetic.render(photo, EYE, (280, 230))
     H = np.array([[1, 0, -12.0], [0, 1, -7.0], [0, 0, 1]])
     easy = ImageSequence("v_easy", {1: first, 2: moved}.__getitem__, {2: H})
-    chosen, _ = open_methods(["d2net", "d2net-lite", "d2net-lite-int8", "sift"], 300)
+    chosen, _ = open_methods(["d2net", "d2net-lite", "d2net-lite-int8", "sift", "sift-faint"], 300)
+    described = [bool(re.match(r"d2net.* \d.*, sha256 \w{64}$", one.model)) for one in chosen]
+    assert described == [True] * 3 + [False] * 2
     for result in evaluate([easy], chosen, 300).methods:
         assert result.overall.mma[0] > 0.8, result.name
         assert result.overall.homography[0] == 1, result.name

@@ -383,6 +383,11 @@ def test_binary_descriptors_keep_hamming(image: np.ndarray, other_image: np.ndar
             with pytest.raises(d2feat.InputError, match="binary"):
                 refused()
 
+    query, train = np.zeros((1, 256), np.uint8), np.zeros((2, 256), np.uint8)
+    train[0, 0], train[1, :20] = 128, 1  # one bit, and twenty: no length of ours
+    with d2feat.installed(**OPTIONS):
+        assert cv2.BFMatcher(cv2.NORM_HAMMING).match(query, train)[0].trainIdx == 0
+
     class Mine(cv2.BFMatcher):
         pass
 

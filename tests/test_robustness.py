@@ -166,6 +166,22 @@ atexit.register(lambda: os._exit(5 if found == [expected] else 6))
     )
 
 
+def test_a_handler_at_the_end_of_the_program_is_told_that_it_is_too_late() -> None:
+    """One that was registered before d2feat was imported runs after ours, which stops the network."""
+    program = """
+import atexit, os
+@atexit.register
+def last():
+    try:
+        detector.detect(np.zeros((64, 64), np.uint8))
+    except d2feat.D2FeatError as error:
+        os._exit(5 if "the program is ending" in str(error) else 6)
+import numpy as np, d2feat
+detector = d2feat.create(model="d2net-lite-int8", provider="cpu", threads=1)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 5
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_interrupt_ends_a_long_extraction_at_once_and_the_object_goes_on() -> None:
     run("""

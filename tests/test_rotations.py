@@ -207,6 +207,8 @@ def test_simulated_views_have_the_contract_of_a_feature2d(picture: np.ndarray) -
     assert descriptors.shape == (len(keypoints), affine.descriptorSize())
     assert descriptors.dtype == np.float32
     assert 0 < max(keypoint.pt[0] for keypoint in keypoints) < 100
+    identity = d2feat.AffineFeature.create(create(nfeatures=50), maxTilt=0)
+    assert len(identity.detect(picture, mask)) == len(create(nfeatures=50).detect(picture, mask)) == 50
     responses = [keypoint.response for keypoint in keypoints]
     assert responses == sorted(responses, reverse=True)
     assert affine.detectAndCompute(np.zeros((64, 64), np.uint8), None) == ((), None)

@@ -245,6 +245,66 @@ def test_tracks_of_points_that_are_not_there_are_refused(tmp_path: Path) -> None
             s.read_scenes(tmp_path)
 
 
+def test_a_pair_overlaps_if_either_photograph_shows_enough_of_the_other(tmp_path: Path) -> None:
+    """A close-up is wholly in the wide view, of which it shows little."""
+    (tmp_path / "scene_info").mkdir()
+    for wide, close in ((0, 1), (1, 0)):
+        overlap = np.eye(2)
+        overlap[wide, close], overlap[close, wide] = 0.2, 0.9
+        np.savez(
+            tmp_path / "scene_info" / "a.npz",
+            image_paths=np.array(["0.png", "1.png"]),
+            intrinsics=np.stack([CAMERA] * 2),
+            poses=np.stack(POSES[:2]),
+            overlap_matrix=overlap,
+            points3D=np.zeros((1, 3)),
+            tracks=np.zeros((0, 4)),
+        )
+        (scene,) = s.read_scenes(tmp_path)
+        assert scene.pairs.tolist() == [[0, 1]]
+
+
+def test_tracks_on_a_slanted_wall_are_exact_about_them() -> None:
+    """The truth is where rays meet the wall; without its normal, where they meet one facing the cameras."""
+    points = torch.rand(60, 3, generator=Generator().manual_seed(0)).double() * 3 - 1.5
+    points[:, 2] = 0  # the wall
+    eye, pixels = torch.eye(3).double(), torch.ones(192, 192, dtype=torch.bool)
+    intrinsics = torch.tensor([[200.0, 0, 95.5], [0, 200, 95.5], [0, 0, 1]]).double()
+
+    def seen_from(degrees: float) -> views.View:
+        """Looking at the wall from 5 away."""
+        camera = torch.eye(4).double()
+        camera[:3, :3] = torch.from_numpy(cv2.Rodrigues(np.array([0, np.deg2rad(degrees), 0]))[0])
+        camera[2, 3] = 5
+        return views.View(torch.zeros(3, 192, 192), pixels, pixels * 0.0, eye, intrinsics, camera)
+
+    def project(side: views.View, where: torch.Tensor) -> torch.Tensor:
+        projected = (where @ side.pose[:3, :3].T + side.pose[:3, 3]) @ side.intrinsics.T
+        return projected[..., :2] / projected[..., 2:]
+
+    errors = {}
+    for kind, normals in (("known", s._normals(points)), ("unknown", torch.zeros_like(points))):
+        for pair in ((0, 45), (45, 0), (50, 20), (-30, 30)):
+            one, two = map(seen_from, pair)
+            truth = views.by_tracks(one, two, project(one, points), project(two, points), points, normals)
+            grid = pixel_grid(192, 192, torch.device("cpu")).double()
+            rays = torch.cat([grid, torch.ones_like(grid[..., :1])], -1) @ torch.linalg.inv(intrinsics).T
+            rays, origin = rays @ one.pose[:3, :3], -one.pose[:3, 3] @ one.pose[:3, :3]
+            exact = project(two, origin - rays * (origin[2] / rays[..., 2:]))
+            known = truth.shown[0]
+            assert int(known.sum()) > 700
+            errors[kind, pair] = (truth.positions[0].double() - exact).norm(dim=-1)[known]
+    assert max(float(e.max()) for (kind, _), e in errors.items() if kind == "known") < 1e-3
+    unknown = torch.cat([e for (kind, _), e in errors.items() if kind == "unknown"])
+    assert 0.1 < float(unknown.quantile(0.9)) < 1.1
+
+
+def test_points_in_no_plane_have_no_normal() -> None:
+    cloud = torch.rand(400, 3, generator=Generator().manual_seed(1)).double()
+    assert float((s._normals(cloud).norm(dim=1) > 0).float().mean()) < 0.2
+    assert not bool(s._normals(cloud[: s.NEIGHBOURS]).any()), "too few"
+
+
 class Harmful:
     def __reduce__(self) -> tuple[object, ...]:
         return (os.mkdir, ("harm",))
@@ -299,7 +359,7 @@ def test_a_reconstruction_has_the_tracks_of_the_scene(reconstructed: Path) -> No
 
     assert len(scene.pairs) == 6
     for one, two in scene.pairs.tolist():
-        (first, second), _ = views._shared_tracks(scene, one, two)
+        (first, second), *_ = views._shared_tracks(scene, one, two)
         assert len(first) > 60
         where, there = rendered(one, first.numpy()), rendered(two, second.numpy())
         depth, _, _ = hit(where, POSES[one])

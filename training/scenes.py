@@ -21,6 +21,12 @@ from torch import Tensor
 LEAST_OVERLAP: Final = 0.3
 """Share of the points of one photograph that a pair's other one must see too."""
 
+NEIGHBOURS: Final = 8
+"""Points nearest to one that say how the surface lies there."""
+
+FLATNESS: Final = 0.3
+"""Of their spread across the plane to that within it, above which there is none."""
+
 
 class SceneError(ValueError):
     """A folder of scenes cannot be used; the message says why."""
@@ -35,6 +41,7 @@ class Scene(NamedTuple):
         intrinsics: N x 3 x 3. poses: N x 4 x 4, world to camera. pairs: P x 2, indices of photographs.
         tracks: for every photograph, the numbers of points it sees, and their places, M x 2; or empty.
         points: Q x 3, in the world.
+        normals: Q x 3, of the surface there, up to their sign; 0 where it is no plane.
         digest: SHA-256 of its file.
     """
 
@@ -46,6 +53,7 @@ class Scene(NamedTuple):
     pairs: NDArray[np.int64]
     tracks: list[tuple[NDArray[np.int64], Tensor]]
     points: Tensor
+    normals: Tensor
     digest: str
 
 
@@ -73,6 +81,8 @@ def _read_scene(file: Path, folder: Path) -> Scene:
         intrinsics = torch.stack([_matrix(value, 3) for value in arrays["intrinsics"]])
         poses = torch.stack([_matrix(value, 4) for value in arrays["poses"]])
         overlap = arrays["overlap_matrix"]
+        # Upstream's later preprocessing counts what both see against the points of the row's photograph.
+        overlap = np.maximum(overlap, overlap.T)
         points = torch.from_numpy(arrays["points3D"]) if not depths else torch.zeros(0, 3)
         table = arrays["tracks"] if not depths else np.zeros((0, 4))
         if not np.isin(table[:, 1], np.arange(len(points))).all():
@@ -86,7 +96,21 @@ def _read_scene(file: Path, folder: Path) -> Scene:
     rows = [table[table[:, 0] == i] for i in range(len(images))] if not depths else []
     tracks = [(row[:, 1].astype(np.int64), torch.from_numpy(row[:, 2:] - 0.5)) for row in rows]
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Scene(folder, images, depths, intrinsics, poses, pairs, tracks, points, digest)
+    return Scene(folder, images, depths, intrinsics, poses, pairs, tracks, points, _normals(points), digest)
+
+
+def _normals(points: Tensor) -> Tensor:
+    """Q x 3 unit normals of the planes through the points nearest to each of Q x 3; 0 where there is none."""
+    normals = torch.zeros_like(points)
+    if len(points) <= NEIGHBOURS:
+        return normals
+    for part in torch.split(torch.arange(len(points)), 1024):
+        nearest = torch.cdist(points[part], points).topk(NEIGHBOURS + 1, largest=False).indices
+        spread = points[nearest] - points[nearest].mean(1, keepdim=True)
+        values, vectors = torch.linalg.eigh(spread.mT @ spread)
+        flat = values[:, 0] <= FLATNESS**2 * values[:, 1]
+        normals[part] = vectors[:, :, 0] * flat[:, None]
+    return normals
 
 
 def _matrix(value: Any, size: int) -> Tensor:

@@ -30,7 +30,10 @@ OCCLUSION: Final = 0.05
 """Relative difference of depths beyond which something else is in front."""
 
 TRACK_RADIUS: Final = 2.5
-"""Pixels about a track within which the truth is known: the surface there is taken to face the camera."""
+"""Pixels about a track within which the truth is known: the surface there is taken to be a plane."""
+
+LEAST_COSINE: Final = 0.2
+"""Between a surface's normal and a ray, below which the surface is no such one as both cameras see."""
 
 TRACK_ERROR: Final = 1.0
 """Pixels by which a track may contradict its cameras."""
@@ -110,11 +113,11 @@ def _draw_pair(
         second = _cut(scene, two, centres[1] + shift[1], scale, angle, size)
         if scene.depths:
             return first, second, by_depth(first, second), by_depth(second, first)
-        places, points = _shared_tracks(scene, one, two)
+        places, points, normals = _shared_tracks(scene, one, two)
         return (
             *(first, second),
-            by_tracks(first, second, places[0], places[1], points),
-            by_tracks(second, first, places[1], places[0], points),
+            by_tracks(first, second, places[0], places[1], points, normals),
+            by_tracks(second, first, places[1], places[0], points, normals),
         )
     raise SceneError(f"the photographs of {scene.folder} that should overlap share nothing")
 
@@ -124,7 +127,7 @@ def _shared_point(
 ) -> tuple[Tensor, Tensor] | None:
     """The two places, in pixels of the photographs, of something that both see; None if nothing is found."""
     if not scene.depths:
-        places, _ = _shared_tracks(scene, one, two)
+        places = _shared_tracks(scene, one, two)[0]
         if not len(places[0]):
             return None
         chosen = int(draw.integers(len(places[0])))
@@ -139,11 +142,11 @@ def _shared_point(
     return None if not len(kept) else (some[kept[0]], carried[kept[0]])
 
 
-def _shared_tracks(scene: Scene, one: int, two: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Places in both photographs (M x 2 each) of the points that both see, and the points, M x 3."""
+def _shared_tracks(scene: Scene, one: int, two: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Places in both photographs (M x 2 each) of the points that both see; the points and normals, M x 3."""
     (numbers, places), (other_numbers, other_places) = scene.tracks[one], scene.tracks[two]
     shared, at, other_at = np.intersect1d(numbers, other_numbers, return_indices=True)
-    return (places[at], other_places[other_at]), scene.points[shared]
+    return (places[at], other_places[other_at]), scene.points[shared], scene.normals[shared]
 
 
 def _whole(scene: Scene, i: int) -> View:
@@ -233,11 +236,15 @@ def by_depth(one: View, two: View) -> Correspondence:
     return _correspondence(carried, seen)
 
 
-def by_tracks(one: View, two: View, first: Tensor, second: Tensor, points: Tensor) -> Correspondence:
-    """Correspondence about tracks, of a batch of 1: a plane that faces the first camera through each point.
+def by_tracks(
+    one: View, two: View, first: Tensor, second: Tensor, points: Tensor, normals: Tensor
+) -> Correspondence:
+    """Correspondence about tracks, of a batch of 1: on a plane through each point.
 
     Args:
         first, second: M x 2, where the photographs see the points. points: M x 3, in the world.
+        normals: M x 3, of these planes; where one is 0, or both cameras cannot see such a plane from one
+            side, it faces the middle between them.
     """
     places, targets = (
         (seen - side.to_photo[:2, 2]) @ torch.linalg.inv(side.to_photo[:2, :2]).T
@@ -253,10 +260,26 @@ def by_tracks(one: View, two: View, first: Tensor, second: Tensor, points: Tenso
         return _correspondence(torch.zeros_like(grid), torch.zeros(height, width, dtype=torch.bool))
     near, track = _discs(places[kept].numpy(), height, width)
     track = kept[track]
-    carried = carry(one, two, grid, depth[track])[0] + error[track]
+    # In the first camera's axes: where the rays of pixels meet the planes.
+    planes = (_facing(one, two, points, normals) @ one.pose[:3, :3].T)[track]
+    own = (points @ one.pose[:3, :3].T + one.pose[:3, 3])[track]
+    rays = torch.cat([grid, torch.ones_like(grid[..., :1])], -1) @ torch.linalg.inv(one.intrinsics).T
+    depth_there = (own * planes).sum(-1) / (rays * planes).sum(-1)
+    carried = carry(one, two, grid, depth_there)[0] + error[track]
     inside = sample(two.inside.double()[None, None], carried[None])[0, 0] > 0.99
     known = near & one.inside & inside
     return _correspondence(carried, known)
+
+
+def _facing(one: View, two: View, points: Tensor, normals: Tensor) -> Tensor:
+    """M x 3 normals at points, others in the place of those that both cameras cannot see from one side."""
+    to_one, to_two = (
+        torch.nn.functional.normalize(-side.pose[:3, 3] @ side.pose[:3, :3] - points, dim=1)
+        for side in (one, two)
+    )
+    cosines = torch.stack([(normals * ray).sum(1) for ray in (to_one, to_two)])
+    seen = (cosines.abs().amin(0) >= LEAST_COSINE) & (cosines.prod(0) > 0)
+    return torch.where(seen[:, None], normals, to_one + to_two)
 
 
 def _discs(places: NDArray[np.float64], height: int, width: int) -> tuple[Tensor, Tensor]:

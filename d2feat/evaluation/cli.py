@@ -26,7 +26,10 @@ app.command("night")(eval_night)
 app.command("retrieval")(eval_retrieval)
 
 Methods = Annotated[
-    str, typer.Option(help="comma-separated: sift, rootsift, orb, akaze, and names or paths of d2feat models")
+    str,
+    typer.Option(
+        help="comma-separated: sift, sift-faint, rootsift, orb, akaze, names or paths of d2feat models"
+    ),
 ]
 Budget = Annotated[int, typer.Option(min=0, help="features an image, best by response; 0 for all")]
 Models = Annotated[
@@ -53,7 +56,7 @@ def sequences(
 ) -> None:
     """Compare on the sequences in DIR: SEQUENCE/1.ppm to 6.ppm (or any format) and H_1_2 to H_1_6."""
     found = read_sequences(folder, _split(only))
-    _run(found, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
+    _run(found, str(folder), [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
 
 
 @app.command()
@@ -70,7 +73,8 @@ def synthetic(
 ) -> None:
     """Compare on sequences made from PHOTOS, with exact truth: change of light (i_) and of viewpoint (v_)."""
     made = make_sequences(photos, count, seed)
-    _run(made, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
+    data = f"{count} photographs of {photos}, seed {seed}"
+    _run(made, data, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
 
 
 @app.command()
@@ -100,6 +104,7 @@ def pose(
 
 def _run(
     found: list[ImageSequence],
+    data: str,
     names: list[str],
     nfeatures: int,
     multiscale: bool,
@@ -119,6 +124,7 @@ def _run(
             nfeatures,
             skipped,
             lambda what: progress.update(task, advance=1, description=what),
+            data,
         )
     if out is not None:
         write_json(evaluation, out / "evaluation.json")  # whatever becomes of the rest

@@ -1,7 +1,7 @@
 """The methods that are compared: d2feat's models and OpenCV's detectors, at equal feature budgets."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
@@ -34,10 +34,11 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Method:
-    """A named function from an image to its features."""
+    """A named function from an image to its features; of a d2feat model what it is, for the record."""
 
     name: str
     extract: Callable[[Image], Extraction]
+    model: str = ""
 
 
 def open_methods(
@@ -46,7 +47,9 @@ def open_methods(
     """Methods by name, and the reason for each that this OpenCV lacks.
 
     Args:
-        names: "sift", "rootsift", "orb", "akaze"; any other is the name or path of a d2feat model.
+        names: "sift", "sift-faint" (of a quarter of its default contrast threshold, which leaves it short of
+            the budget on small or dark images), "rootsift", "orb", "akaze"; any other is the name or path of
+            a d2feat model.
         nfeatures: features that each method may give an image, best by response; 0 for all.
         scales, rotations: of the d2feat models, see `d2feat.create`.
 
@@ -63,7 +66,10 @@ def open_methods(
             short = Path(name).stem if name.endswith(".onnx") else name
             labels = (f"{one}{manner}" for one in chain((short, name), (f"{name} ({n})" for n in count(2))))
             detector = create(nfeatures, scales=scales, model=name, rotations=rotations)
-            methods.append(d2feat_method(detector, next(one for one in labels if one not in taken)))
+            session = detector._session
+            model = f"{session.info.name} {session.info.version}, sha256 {session.sha256}"
+            label = next(one for one in labels if one not in taken)
+            methods.append(replace(d2feat_method(detector, label), model=model))
         elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):
             skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
         else:
@@ -92,8 +98,8 @@ def mutual_matches(one: Extraction, two: Extraction) -> Indices:
     return np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
 
 
-def _sift(nfeatures: int, root: bool = False) -> Callable[[Image], Extraction]:
-    detector = cv2.SIFT.create(nfeatures)
+def _sift(nfeatures: int, root: bool = False, contrast: float = 0.04) -> Callable[[Image], Extraction]:
+    detector = cv2.SIFT.create(nfeatures, contrastThreshold=contrast)
 
     def extract(image: Image) -> Extraction:
         found = _best(detector.detectAndCompute(image, None), nfeatures, cv2.NORM_L2, 128)
@@ -108,6 +114,10 @@ def _sift(nfeatures: int, root: bool = False) -> Callable[[Image], Extraction]:
 
 def _rootsift(nfeatures: int) -> Callable[[Image], Extraction]:
     return _sift(nfeatures, root=True)
+
+
+def _faint_sift(nfeatures: int) -> Callable[[Image], Extraction]:
+    return _sift(nfeatures, contrast=0.01)
 
 
 def _orb(nfeatures: int) -> Callable[[Image], Extraction]:
@@ -131,6 +141,7 @@ def _akaze(nfeatures: int) -> Callable[[Image], Extraction]:
 
 _CV2: Final[dict[str, Callable[[int], Callable[[Image], Extraction]]]] = {
     "sift": _sift,
+    "sift-faint": _faint_sift,
     "rootsift": _rootsift,
     "orb": _orb,
     "akaze": _akaze,

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .. import __version__
 from ..errors import InputError
 from ..images import Image, cv2_path, read_image
 from . import metrics
@@ -101,6 +102,7 @@ class MethodResult:
     """A method's figures: over all pairs, over those of i_ and v_ sequences where named so, and each."""
 
     name: str
+    model: str
     overall: Summary
     light: Summary | None
     viewpoint: Summary | None
@@ -110,14 +112,20 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of one run, best read with `report`."""
+    """Results of one run, best read with `report`.
+
+    Attributes:
+        data: what the sequences are.
+    """
 
     nfeatures: int
     methods: tuple[MethodResult, ...]
     skipped: dict[str, str] = field(default_factory=dict)
+    data: str = ""
     thresholds: tuple[int, ...] = metrics.THRESHOLDS
     corner_thresholds: tuple[int, ...] = metrics.CORNER_THRESHOLDS
     opencv: str = cv2.__version__
+    d2feat: str = __version__
 
 
 def read_sequences(folder: Path, only: Sequence[str] = ()) -> list[ImageSequence]:
@@ -148,6 +156,7 @@ def evaluate(
     nfeatures: int,
     skipped: dict[str, str] | None = None,
     advance: Callable[[str], None] = lambda _: None,
+    data: str = "",
 ) -> Evaluation:
     """Compare the methods on the pairs (image 1, image k) of the sequences.
 
@@ -157,6 +166,7 @@ def evaluate(
         nfeatures: the budget they were opened with, for the record.
         skipped: reasons of the methods that could not be opened, for the record.
         advance: called with "SEQUENCE, METHOD" after each image that was extracted.
+        data: what the sequences are, for the record.
     """
     results: dict[str, list[PairResult]] = {method.name: [] for method in methods}
     for sequence in sequences:
@@ -171,8 +181,8 @@ def evaluate(
             for number, homography in sequence.homographies.items():
                 pair = evaluate_pair(found[1], found[number], homography, sizes[1], sizes[number])
                 results[method.name].append(PairResult(sequence.name, number, **pair))
-    summarised = tuple(_method_result(name, pairs) for name, pairs in results.items())
-    return Evaluation(nfeatures, summarised, skipped or {})
+    summarised = tuple(_method_result(method, results[method.name]) for method in methods)
+    return Evaluation(nfeatures, summarised, skipped or {}, data)
 
 
 def evaluate_pair(one: Extraction, two: Extraction, H: Floats, size1: Size, size2: Size) -> dict[str, Any]:
@@ -222,14 +232,15 @@ def summarise(pairs: Sequence[PairResult]) -> Summary:
     )
 
 
-def _method_result(name: str, pairs: Sequence[PairResult]) -> MethodResult:
+def _method_result(method: Method, pairs: Sequence[PairResult]) -> MethodResult:
     light = [pair for pair in pairs if pair.sequence.startswith("i_")]
     viewpoint = [pair for pair in pairs if pair.sequence.startswith("v_")]
     by_name: dict[str, list[PairResult]] = {}
     for pair in pairs:
         by_name.setdefault(pair.sequence, []).append(pair)
     return MethodResult(
-        name,
+        method.name,
+        method.model,
         summarise(pairs),
         summarise(light) if light else None,
         summarise(viewpoint) if viewpoint else None,

@@ -28,10 +28,11 @@ __all__ = ["install", "installed", "uninstall"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is replaced, and the options of `d2feat.create`."""
+    """What is replaced, the options of `d2feat.create`, and the length of the descriptors that this gives."""
 
     methods: tuple[str, ...]
     options: dict[str, Any]
+    length: int
 
 
 _lock = threading.RLock()
@@ -49,7 +50,7 @@ def install(replace: str | Iterable[str] | None = None, **options: Any) -> None:
         replace: names of methods, of "sift", "surf", "orb", "akaze", "kaze", "brisk": a sequence, or a string
             with commas. By default sift and surf, and akaze, kaze and brisk where OpenCV (5) has none.
         options: of `d2feat.create`, for every detector that is made, such as ``model="d2net"``; ``nfeatures``
-            goes before the number that the program gives.
+            goes before the number that the program makes it with.
 
     Raises:
         InputError: a method or an option is unknown.
@@ -93,8 +94,8 @@ def _checked(replace: str | Iterable[str] | None, options: dict[str, Any]) -> Se
     if unknown or not methods:
         known = ", ".join(replacements.METHODS)
         raise InputError(f"cannot replace {', '.join(unknown) or 'nothing'}; methods are {known}")
-    create(**options)  # what is wrong with them shows here, not in the middle of the program
-    return Settings(methods, dict(options))
+    detector = create(**options)  # what is wrong with them shows here, not in the middle of the program
+    return Settings(methods, dict(options), detector.descriptorSize())
 
 
 def _refresh() -> None:
@@ -108,4 +109,4 @@ def _refresh() -> None:
     notices.forget()
     if settings is not None:
         replacements.options.update(settings.options)
-        _undo = swap(changes(settings.methods))
+        _undo = swap(changes(settings.methods, settings.length))

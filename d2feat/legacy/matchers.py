@@ -18,8 +18,6 @@ from .notices import report
 BITS: Final = 0.25
 """Of the distance between descriptors of 0 to 255 (540 if unrelated) that between ORB's (128 of 256 bits)."""
 
-_LONGEST_BINARY: Final = 64
-"""Bytes of the longest binary descriptors; what is longer and uint8 was cast from ours."""
 _HAMMING: Final = (cv2.NORM_HAMMING, cv2.NORM_HAMMING2)
 _LSH, _KD_TREE = 6, 1
 
@@ -63,10 +61,15 @@ def as_real(value: Any) -> Any:
 
 
 class EitherMatcher:
-    """A `cv2.DescriptorMatcher` for binary descriptors, and another for floats: each gets its own kind."""
+    """A `cv2.DescriptorMatcher` for binary descriptors, and another for floats: each gets its own kind.
 
-    def __init__(self, binary: Any, floating: Any, notice: str) -> None:
-        self._binary, self._floating, self._notice = binary, floating, notice
+    Args:
+        length: of D2-Net's descriptors: bytes of so many a row were cast from these.
+        notice: what is said when the other is used.
+    """
+
+    def __init__(self, binary: Any, floating: Any, length: int, notice: str) -> None:
+        self._binary, self._floating, self._length, self._notice = binary, floating, length, notice
 
     __class__ = property(lambda self: type(self._binary))  # type: ignore[assignment]  # for isinstance()
 
@@ -108,7 +111,7 @@ class EitherMatcher:
     def clone(self, emptyTrainData: bool = False) -> "EitherMatcher":
         """As of `cv2.DescriptorMatcher`."""
         binary, floating = self._binary.clone(emptyTrainData), self._floating.clone(emptyTrainData)
-        return EitherMatcher(binary, floating, self._notice)
+        return EitherMatcher(binary, floating, self._length, self._notice)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -130,7 +133,7 @@ class EitherMatcher:
     def _choose(self, *descriptors: Any) -> tuple[Any, list[Any]]:
         """The matcher for descriptors, and these as it takes them."""
         arrays = [part.get() if isinstance(part, cv2.UMat) else part for part in descriptors]
-        kinds = {_is_floating(part) for part in arrays} - {None}
+        kinds = {_is_floating(part, self._length) for part in arrays} - {None}
         if kinds == {True, False}:
             raise InputError("binary descriptors cannot be matched to D2-Net's: both images need the same")
         if not kinds:
@@ -145,19 +148,19 @@ class EitherMatcher:
             )
         report(self._notice)
         return self._floating, [
-            part if _is_floating(part) is None else part.astype(np.float32) * np.float32(BITS)
+            part if _is_floating(part, self._length) is None else part.astype(np.float32) * np.float32(BITS)
             for part in arrays
         ]
 
 
-def _is_floating(descriptors: Any) -> bool | None:
-    """Whether an array holds floats (or what was cast from ours); None if it holds no descriptors."""
+def _is_floating(descriptors: Any, length: int) -> bool | None:
+    """Whether an array holds floats, or bytes cast from ours of that length; None if no descriptors."""
     if not isinstance(descriptors, np.ndarray) or descriptors.ndim != 2 or descriptors.size == 0:
         return None
-    return bool(descriptors.dtype.kind == "f" or descriptors.shape[1] > _LONGEST_BINARY)
+    return bool(descriptors.dtype.kind == "f" or descriptors.shape[1] == length)
 
 
-def make_brute_force(real: Any) -> Callable[..., Any]:
+def make_brute_force(real: Any, length: int) -> Callable[..., Any]:
     """`cv2.BFMatcher` for any descriptors."""
 
     def make(normType: int = cv2.NORM_L2, crossCheck: bool = False) -> Any:
@@ -165,12 +168,12 @@ def make_brute_force(real: Any) -> Callable[..., Any]:
         if normType not in _HAMMING:
             return matcher
         notice = "BFMatcher: D2-Net's descriptors are floats and matched by L2, not by the Hamming distance"
-        return EitherMatcher(matcher, real(cv2.NORM_L2, crossCheck), notice)
+        return EitherMatcher(matcher, real(cv2.NORM_L2, crossCheck), length, notice)
 
     return make
 
 
-def make_flann(real: Any) -> Callable[..., Any]:
+def make_flann(real: Any, length: int) -> Callable[..., Any]:
     """`cv2.FlannBasedMatcher` for any descriptors."""
 
     def make(indexParams: Any = None, searchParams: Any = None) -> Any:
@@ -181,7 +184,7 @@ def make_flann(real: Any) -> Callable[..., Any]:
         if dict(indexParams).get("algorithm") != _LSH:
             return matcher
         notice = "FlannBasedMatcher: D2-Net's descriptors are floats and get a kd-tree, not an LSH index"
-        return EitherMatcher(matcher, real({"algorithm": _KD_TREE, "trees": 5}, search), notice)
+        return EitherMatcher(matcher, real({"algorithm": _KD_TREE, "trees": 5}, search), length, notice)
 
     return make
 
@@ -203,13 +206,13 @@ def make_named(real: Any, brute_force: Callable[..., Any]) -> Callable[..., Any]
     return make
 
 
-def make_flann_index(real: Any) -> Callable[..., Any]:
+def make_flann_index(real: Any, length: int) -> Callable[..., Any]:
     """`cv2.flann_Index` for any descriptors."""
 
     def make(*args: Any, **kwargs: Any) -> Any:
         values = dict(zip(("features", "params", "distType"), args, strict=False)) | kwargs
         features, params = values.get("features"), values.get("params")
-        if params is not None and dict(params).get("algorithm") == _LSH and _is_floating(features):
+        if params is not None and dict(params).get("algorithm") == _LSH and _is_floating(features, length):
             report("flann_Index: D2-Net's descriptors are floats and get a kd-tree, not an LSH index")
             return real(np.asarray(features, np.float32), {"algorithm": _KD_TREE, "trees": 5})
         return real(*args, **kwargs)

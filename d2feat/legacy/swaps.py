@@ -28,10 +28,10 @@ DEFAULT: Final = (
 """Methods that are replaced if none is named: those two, and what OpenCV, here still as it came, lacks."""
 
 
-def changes(methods: Sequence[str]) -> Iterator[Change]:
-    """All changes for the methods that are replaced."""
+def changes(methods: Sequence[str], length: int) -> Iterator[Change]:
+    """All changes for the methods that are replaced by detectors with descriptors of that length."""
     yield from _detectors(methods)
-    yield from _matchers()
+    yield from _matchers(length)
     yield from _consumers()
 
 
@@ -53,11 +53,11 @@ def _detectors(methods: Sequence[str]) -> Iterator[Change]:
                 yield cv2, f"{cls.__name__}_{constant}", value
 
 
-def _matchers() -> Iterator[Change]:
-    brute_force = matchers.make_brute_force(cv2.BFMatcher)
-    flann = matchers.make_flann(cv2.FlannBasedMatcher)
+def _matchers(length: int) -> Iterator[Change]:
+    brute_force = matchers.make_brute_force(cv2.BFMatcher, length)
+    flann = matchers.make_flann(cv2.FlannBasedMatcher, length)
     named = matchers.make_named(cv2.DescriptorMatcher_create, brute_force)  # type: ignore[attr-defined]
-    index = matchers.make_flann_index(cv2.flann_Index)  # type: ignore[attr-defined]
+    index = matchers.make_flann_index(cv2.flann_Index, length)  # type: ignore[attr-defined]
     yield cv2, "BFMatcher", matchers.Facade(cv2.BFMatcher, brute_force)
     yield cv2, "BFMatcher_create", brute_force
     yield cv2, "FlannBasedMatcher", matchers.Facade(cv2.FlannBasedMatcher, flann)

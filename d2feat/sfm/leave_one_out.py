@@ -1,8 +1,9 @@
 """How exact localisation is: each photo of a reconstruction in turn as the query, against the rest.
 
 The photo and its observations leave the model, points that fewer than two photos are left to see go, and what
-remains is bundle-adjusted anew, so that nothing of the photo is left in it. It is then localised like any
-query. The truth is its camera in the whole model, after the similarity that aligns the others.
+remains is bundle-adjusted anew, so that nothing of the photo is left in it but its lens, where no other photo
+has the same, and its part in the visual words. It is then localised like any query. The truth is its camera
+in the whole model, after the similarity that aligns the others.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -18,6 +18,8 @@ from .photos import Photo
 
 SIFT: Final = "SIFT"
 D2NET: Final = "D2-Net"
+FOREIGN: Final = "features that were put there"
+"""In place of a method's name where the features are none that `reconstruct` made."""
 
 D2NET_MATCHING: Final[dict[str, Any]] = {"ratio": 0.9}
 """Of `d2feat.match`. Without it, as many neighbours of photos that share nothing agree on some geometry as of

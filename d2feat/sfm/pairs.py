@@ -1,6 +1,7 @@
 """Which photos are matched with which. A pair is two names in the photos' order, and occurs once."""
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -25,9 +26,20 @@ def exhaustive(names: Sequence[str]) -> list[Pair]:
 
 
 def sequential(names: Sequence[str], overlap: int = OVERLAP) -> list[Pair]:
-    """Each photo with the `overlap` next ones, and those 2, 4, 8, ... times as far, as in COLMAP."""
+    """Each photo with the `overlap` next ones, and those 2, 4, 8, ... times as far, as in COLMAP.
+
+    Numbers in names count as such: frame10 follows frame9.
+    """
+    place = {name: i for i, name in enumerate(names)}
+    names = sorted(names, key=_numbered)
     steps = sorted({*range(1, overlap + 1), *(overlap * 2**power for power in range(1, 8))})
-    return [(names[i], names[i + step]) for i in range(len(names)) for step in steps if i + step < len(names)]
+    near = [(names[i], names[i + step]) for i in range(len(names)) for step in steps if i + step < len(names)]
+    return [(one, two) if place[one] < place[two] else (two, one) for one, two in near]
+
+
+def _numbered(name: str) -> list[str | int]:
+    """A name's texts and numbers, by turns."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def retrieved(

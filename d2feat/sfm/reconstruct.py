@@ -22,12 +22,12 @@ from .colmap import pycolmap
 from .database import build_database, verified_pairs
 from .localize import GLOBAL, MODEL, WORDS
 from .mapping import Figures, build_model, figures, read_cameras, triangulate
-from .methods import Method
+from .methods import FOREIGN, Method
 from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
 from .retrieval import PREVIEWED, SAMPLED, SAMPLES, global_descriptor, learn_words, preview
-from .stages import FEATURES, MATCHES, check_source, claim, extract_photos, match_photos
+from .stages import FEATURES, MATCHES, check_source, claim, extract_photos, is_foreign, match_photos
 
 DATABASE: Final = "database.db"
 PAIRS: Final = "pairs.txt"
@@ -103,7 +103,9 @@ def reconstruct(
         "reference": "None" if poses is None else _digest(_camera_lines(cameras, poses)),
     }
     with locked(out / ".lock", temporary=True):  # another run of the same folder waits
-        claim(out, {"method": method.name, **method.settings}, {**rules, "photos": digests})
+        # Of features that are another program's nothing is known.
+        made = {"method": FOREIGN} if is_foreign(out) else {"method": method.name, **method.settings}
+        claim(out, made, {**rules, "photos": digests})
         extract_photos(
             folder, digests, cameras, method, out, lambda done: progress("extraction", done, len(names))
         )

@@ -18,7 +18,7 @@ from .. import hdf5
 from ..errors import InputError
 from ..images import digest
 from ..pairs import Pair, match_features, match_pairs
-from .methods import Method
+from .methods import FOREIGN, Method
 from .photos import check_size, read_photo
 
 SETTINGS: Final = "settings.json"
@@ -67,6 +67,11 @@ def read_settings(out: Path) -> dict[str, Any]:
     """
     path = out / SETTINGS
     return _read_json(path) if path.exists() else {}
+
+
+def is_foreign(out: Path) -> bool:
+    """Whether the features in `out` were put there, and not made by `reconstruct`."""
+    return (out / FEATURES).exists() and read_settings(out).get("method", FOREIGN) == FOREIGN
 
 
 def check_source(out: Path, name: str, derived: Sequence[str]) -> None:
