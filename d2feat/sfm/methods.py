@@ -18,7 +18,7 @@ from .photos import Photo
 
 SIFT: Final = "SIFT"
 D2NET: Final = "D2-Net"
-FOREIGN: Final = "features that were put there"
+FOREIGN: Final = "another program"
 """In place of a method's name where the features are none that `reconstruct` made."""
 
 D2NET_MATCHING: Final[dict[str, Any]] = {"ratio": 0.9}
