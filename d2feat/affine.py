@@ -145,8 +145,8 @@ class AffineFeature(Feature2DObject):
         picture, matrix = simulate(image, view)
         shown = None
         if mask is not None:  # before the detector takes its best
-            size = picture.shape[1], picture.shape[0]
-            shown = cv2.warpAffine(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST)
+            shape = picture.shape[1], picture.shape[0]
+            shown = cv2.warpAffine(mask.view(np.uint8), matrix, shape, flags=cv2.INTER_NEAREST)
         found = self.backend.extract(picture, shown)
         back: Any = cv2.invertAffineTransform(matrix)
         keypoints = (found.keypoints @ back[:, :2].T + back[:, 2]).astype(np.float32)

@@ -206,12 +206,16 @@ def _sampled_depth(depth: Tensor, places: Tensor) -> Tensor:
     return torch.where(share > 0.999, 1 / inverse.clamp(min=1e-9), 0.0)
 
 
+def _rays(side: View, places: Tensor) -> Tensor:
+    """... x 3 directions, of depth 1 in the camera's axes, of ... x 2 pixels of a view."""
+    ones = torch.ones_like(places[..., :1])
+    directions: Tensor = torch.cat([places, ones], -1).double() @ torch.linalg.inv(side.intrinsics).T
+    return directions
+
+
 def carry(one: View, two: View, places: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """Where ... x 2 pixels of one view at given depths lie in another view, and their depths there."""
-    rays = (
-        torch.cat([places, torch.ones_like(places[..., :1])], -1).double()
-        @ torch.linalg.inv(one.intrinsics).T
-    )
+    rays = _rays(one, places)
     motion = two.pose @ torch.linalg.inv(one.pose)
     there = (rays * depth.unsqueeze(-1)) @ motion[:3, :3].T + motion[:3, 3]
     projected = there @ two.intrinsics.T
@@ -250,7 +254,8 @@ def by_tracks(
         (seen - side.to_photo[:2, 2]) @ torch.linalg.inv(side.to_photo[:2, :2]).T
         for seen, side in ((first, one), (second, two))
     )
-    depth = points @ one.pose[2, :3] + one.pose[2, 3]
+    own = points @ one.pose[:3, :3].T + one.pose[:3, 3]
+    depth = own[:, 2]
     error = targets - carry(one, two, places, depth)[0]
     height, width = one.depth.shape
     within = ((places > -1) & (places < torch.tensor([width, height]))).all(1)
@@ -262,9 +267,7 @@ def by_tracks(
     track = kept[track]
     # In the first camera's axes: where the rays of pixels meet the planes.
     planes = (_facing(one, two, points, normals) @ one.pose[:3, :3].T)[track]
-    own = (points @ one.pose[:3, :3].T + one.pose[:3, 3])[track]
-    rays = torch.cat([grid, torch.ones_like(grid[..., :1])], -1) @ torch.linalg.inv(one.intrinsics).T
-    depth_there = (own * planes).sum(-1) / (rays * planes).sum(-1)
+    depth_there = (own[track] * planes).sum(-1) / (_rays(one, grid) * planes).sum(-1)
     carried = carry(one, two, grid, depth_there)[0] + error[track]
     inside = sample(two.inside.double()[None, None], carried[None])[0, 0] > 0.99
     known = near & one.inside & inside

@@ -1,7 +1,7 @@
 """The methods that are compared: d2feat's models and OpenCV's detectors, at equal feature budgets."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
@@ -66,10 +66,7 @@ def open_methods(
             short = Path(name).stem if name.endswith(".onnx") else name
             labels = (f"{one}{manner}" for one in chain((short, name), (f"{name} ({n})" for n in count(2))))
             detector = create(nfeatures, scales=scales, model=name, rotations=rotations)
-            session = detector._session
-            model = f"{session.info.name} {session.info.version}, sha256 {session.sha256}"
-            label = next(one for one in labels if one not in taken)
-            methods.append(replace(d2feat_method(detector, label), model=model))
+            methods.append(d2feat_method(detector, next(one for one in labels if one not in taken)))
         elif name == "akaze" and not hasattr(cv2, "AKAZE_create"):
             skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
         else:
@@ -84,7 +81,8 @@ def d2feat_method(detector: D2Feature | AffineFeature, name: str) -> Method:
         features = detector.extract(image)
         return Extraction(features.keypoints, features.descriptors, detector.defaultNorm())
 
-    return Method(name, extract)
+    session = (detector.backend if isinstance(detector, AffineFeature) else detector)._session
+    return Method(name, extract, f"{session.info.name} {session.info.version}, sha256 {session.sha256}")
 
 
 def mutual_matches(one: Extraction, two: Extraction) -> Indices:
