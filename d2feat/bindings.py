@@ -22,9 +22,6 @@ R = TypeVar("R")
 _OTHER_NAMES: Final = {"images": ("image",), "masks": ("mask",), "fileName": ("fs", "fn")}
 """What other overloads of OpenCV call these arguments."""
 
-_SIFTS: Final = {"nOctaveLayers", "contrastThreshold", "edgeThreshold", "sigma", "descriptorType"}
-"""Parameters that programs give `cv2.SIFT_create` and that have no counterpart."""
-
 
 def cv2_call(function: Callable[P, R]) -> Callable[P, R]:
     """Arguments that do not fit raise an error that is a `cv2.error`, as OpenCV's own bindings do."""
@@ -39,9 +36,13 @@ def cv2_call(function: Callable[P, R]) -> Callable[P, R]:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            names = ", ".join(name for name in signature.parameters if name != "self")
-            if sifts := sorted(_SIFTS & kwargs.keys()):
-                names += f"; {', '.join(sifts)} of SIFT_create would mean nothing here"
+            kinds = {name: one.kind for name, one in signature.parameters.items() if name != "self"}
+            named = [name for name, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY]
+            names = ", ".join(name for name in kinds if name not in named)
+            if named:
+                names += f", and by name {', '.join(named)}"
+            if "nfeatures" in kinds:
+                names += "; leave out what else SIFT_create or ORB_create takes, it would mean nothing here"
             raise InputError(f"{function.__name__}: {error}; its parameters are {names}") from None
         return function(*args, **kwargs)
 

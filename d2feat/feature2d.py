@@ -43,9 +43,6 @@ The authors' checkpoints, whose levels are summed, have one level by default; th
 
 KeyPoints = tuple[cv2.KeyPoint, ...]
 
-_CONTRAST: Final = 0.2
-"""A single scale below this is SIFT's contrastThreshold, which stands third in its constructor."""
-
 
 class D2Feature(Feature2DObject):
     """D2-Net (Dusmanu et al., CVPR 2019) with the methods, arguments and results of `cv2.SIFT`.
@@ -58,11 +55,11 @@ class D2Feature(Feature2DObject):
     def __init__(
         self,
         nfeatures: int | None = 0,
+        *,
         scoreThreshold: float = 0.0,
         scales: Sequence[float] | None = None,
         maxEdge: int = 1600,
         maxSumEdges: int = 2800,
-        *,
         model: str | os.PathLike[str] = DEFAULT,
         provider: Provider = "auto",
         threads: int = 0,
@@ -75,11 +72,6 @@ class D2Feature(Feature2DObject):
         self._provider, self._threads = provider, whole(threads, "threads")
         if self._threads < 0:
             raise InputError(f"threads must not be negative, not {threads}")
-        if isinstance(scales, float) and scales < _CONTRAST:
-            raise InputError(
-                f"the scale {scales} leaves nothing of an image; if these are the parameters of SIFT_create, "
-                "leave out those after nfeatures: octave layers, contrast, edges and sigma mean nothing here"
-            )
         self._tile = 0
         self.setNFeatures(0 if nfeatures is None else nfeatures)
         self.setScoreThreshold(scoreThreshold)
@@ -546,10 +538,10 @@ class D2Feature(Feature2DObject):
         # All is checked before anything is changed.
         fresh = D2Feature(
             int(nodes["nfeatures"].real()),
-            nodes["scoreThreshold"].real(),
-            scales.ravel().tolist(),
-            int(nodes["maxEdge"].real()),
-            int(nodes["maxSumEdges"].real()),
+            scoreThreshold=nodes["scoreThreshold"].real(),
+            scales=scales.ravel().tolist(),
+            maxEdge=int(nodes["maxEdge"].real()),
+            maxSumEdges=int(nodes["maxSumEdges"].real()),
             model=model,
             provider=self._provider,
             threads=self._threads,
@@ -591,11 +583,11 @@ class D2Feature(Feature2DObject):
 @cv2_call
 def create(
     nfeatures: int | None = 0,
+    *,
     scoreThreshold: float = 0.0,
     scales: Sequence[float] | None = None,
     maxEdge: int = 1600,
     maxSumEdges: int = 2800,
-    *,
     model: str | os.PathLike[str] = DEFAULT,
     provider: Provider = "auto",
     threads: int = 0,
@@ -640,10 +632,10 @@ def create(
     """
     return D2Feature(
         nfeatures,
-        scoreThreshold,
-        scales,
-        maxEdge,
-        maxSumEdges,
+        scoreThreshold=scoreThreshold,
+        scales=scales,
+        maxEdge=maxEdge,
+        maxSumEdges=maxSumEdges,
         model=model,
         provider=provider,
         threads=threads,

@@ -451,7 +451,15 @@ def test_a_photo_of_something_else_gets_no_pose(built: tuple[Path, Result], tmp_
 
 
 def test_localisation_takes_the_detector_of_the_reconstruction() -> None:
-    unusual = create(70, 0.1, (0.5, 1.0), 700, 900, model="d2net-lite", rotations=4)
+    unusual = create(
+        70,
+        scoreThreshold=0.1,
+        scales=(0.5, 1.0),
+        maxEdge=700,
+        maxSumEdges=900,
+        model="d2net-lite",
+        rotations=4,
+    )
     settings = methods.d2net(unusual).settings
     there = json.loads(json.dumps(settings))
     assert methods.d2net(methods.detector_of(there, provider="cpu")).settings == settings

@@ -129,9 +129,9 @@ def test_given_number_mask_and_threshold_hold_for_the_image(
     column, row = np.rint(tiled.keypoints).astype(int).T
     inside = tiled[mask[row, column] > 0]
     assert len(inside) > 50
-    found = create(50, float(inside.scores[40]), tile=TILE).extract(large, mask)
+    found = create(50, scoreThreshold=float(inside.scores[40]), tile=TILE).extract(large, mask)
     assert_same_features(found, inside[:40])
-    found = create(20, float(inside.scores[40]), tile=TILE).extract(large, mask)
+    found = create(20, scoreThreshold=float(inside.scores[40]), tile=TILE).extract(large, mask)
     assert_same_features(found, inside[:20])
     assert create(tile=TILE).detectAndCompute(large, np.zeros_like(mask)) == ((), None)
 
