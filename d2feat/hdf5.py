@@ -84,11 +84,6 @@ def read_keypoints(file: Any, name: str) -> npt.NDArray[np.float32]:
     return _dataset(_group(file, name), "keypoints").astype(np.float32)
 
 
-def count_features(file: Any, name: str) -> int:
-    """How many features the image `name` has; errors as of `read_features`."""
-    return len(read_keypoints(file, name))
-
-
 def write_matches(
     file: Any,
     name0: str,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .errors import D2FeatError
+from .errors import D2FeatError, InputError
 
 _LOG: Final = logging.getLogger("d2feat")
 
@@ -29,6 +29,7 @@ def locked(folder: Path, *, temporary: bool = False) -> Iterator[None]:
 
     Raises:
         D2FeatError: this thread has locked it.
+        InputError: a file or a link to nowhere stands where it should be.
     """
     with _opened_locked(folder):
         try:
@@ -69,9 +70,13 @@ def _lock(folder: Path) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder, os.O_RDONLY)
-        except (FileNotFoundError, FileExistsError):  # it was removed in between, or is no folder
-            if folder.is_file():
-                raise
+        except (FileNotFoundError, FileExistsError):
+            # Another process removed it in between, unless something else is there, as a link to nowhere.
+            places = (folder, *folder.parents)
+            if obstacle := next(
+                (path for path in places if os.path.lexists(path) and not path.is_dir()), None
+            ):
+                raise InputError(f"cannot make {folder}: {obstacle} is no folder") from None
             continue
         try:
             there = os.fstat(lock)

@@ -323,7 +323,13 @@ def test_locks_bear_that_the_folder_is_removed(tmp_path: Path) -> None:
         list(pool.map(work, range(4)))
     assert not place.exists()
     place.write_text("a file")
-    with pytest.raises(FileExistsError), locked(place):
+    with pytest.raises(d2feat.InputError, match="place is no folder"), locked(place):
+        pass
+
+
+def test_a_link_to_nowhere_is_no_place_for_a_lock(tmp_path: Path) -> None:
+    (tmp_path / "disk").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(d2feat.InputError, match="disk is no folder"), locked(tmp_path / "disk" / ".lock"):
         pass
 
 

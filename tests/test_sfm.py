@@ -30,7 +30,7 @@ from d2feat.images import digest
 from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
 from d2feat.sfm.colmap import pycolmap
 from d2feat.sfm.database import build_database
-from d2feat.sfm.localize import Map, benchmark_lines, localize_photos, read_queries
+from d2feat.sfm.localize import Map, benchmark_line, localize_photos, read_queries
 from d2feat.sfm.night import darken_half
 from d2feat.sfm.reconstruct import Result, reconstruct
 
@@ -432,7 +432,7 @@ def test_a_further_photo_is_localised(
     rotation, position = leave_one_out.pose_error(similarity.transform_camera_world(found.pose), truth, 1.0)
     assert rotation < 1.5
     assert position < 0.15
-    name, *numbers = benchmark_lines([found]).split()
+    name, *numbers = benchmark_line(found).split()
     w, x, y, z, *translation = map(float, numbers)
     assert name == "night.png"
     np.testing.assert_allclose(
@@ -447,7 +447,7 @@ def test_a_photo_of_something_else_gets_no_pose(built: tuple[Path, Result], tmp_
     with Map(built[0]) as place:
         (found,) = localize_photos(place, {tmp_path / "noise.png": None}, method())
     assert found.pose is None
-    assert benchmark_lines([found]) == ""
+    assert benchmark_line(found) == ""
 
 
 def test_localisation_takes_the_detector_of_the_reconstruction() -> None:
@@ -540,7 +540,7 @@ def test_two_runs_on_one_folder_take_turns(folder: Path, tmp_path: Path) -> None
 
 
 def test_each_photo_is_found_again_by_the_others(built: tuple[Path, Result]) -> None:
-    errors = leave_one_out.leave_one_out(built[0], method())
+    errors = leave_one_out.leave_one_out(built[0], method().matching)
     assert [error.name for error in errors] == sorted(AZIMUTHS)
     assert np.median([error.rotation for error in errors]) < 0.5
     assert np.median([error.position for error in errors]) < 0.01
@@ -646,9 +646,17 @@ def test_a_damaged_folder_is_an_error(built: tuple[Path, Result], folder: Path, 
         with pytest.raises(InputError, match=r"COLMAP cannot read a model in .*: points3D\.bin is cut off"):
             Map(out)
     (out / "sparse/points3D.bin").write_bytes(whole)
+    whole = (out / "sparse/images.bin").read_bytes()
     (out / "sparse/images.bin").write_bytes(bytes(8))
-    with pytest.raises(InputError, match="COLMAP cannot read a model in"):
-        Map(out)
+    for command in (lambda: Map(out), lambda: reconstruct(folder, out, method())):
+        with pytest.raises(InputError, match="COLMAP cannot read a model in"):
+            command()
+    (out / "sparse/images.bin").write_bytes(whole)
+    (out / "database.db").write_bytes((out / "database.db").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"database\.db is damaged .*; remove it, and it is made again"):
+        reconstruct(folder, out, method())
+    (out / "database.db").unlink()
+    reconstruct(folder, out, method())
     for content in ("", "[]", "{"):
         (out / "settings.json").write_text(content)
         for command in (lambda: Map(out), lambda: reconstruct(folder, out, method())):

@@ -16,16 +16,16 @@ from ..errors import D2FeatError, InputError
 from ..feature2d import create
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
+from .layout import DATABASE_FILE, FEATURES_FILE, MODEL_FOLDER, SIFT_FOLDER
 
 if TYPE_CHECKING:
     from .localize import Localized
     from .reconstruct import Result
 
-NFeatures = Annotated[int, typer.Option(min=1, help="features a photo, at most; for SIFT alike")]
+FeatureCount = Annotated[int, typer.Option(min=1, help="features a photo, at most; for SIFT alike")]
 Reconstruction = Annotated[Path, typer.Argument(metavar="MODEL", help="folder of d2feat reconstruct")]
 
-FEATURES = 4000
-SIFT_FOLDER = "sift"
+NFEATURES = 4000
 
 console = Console(highlight=False)
 
@@ -40,7 +40,7 @@ def reconstruct(
         Path | None, typer.Option(help="COLMAP model whose cameras are known; only points are computed")
     ] = None,
     sift: Annotated[bool, typer.Option(help="with COLMAP's SIFT, too, in OUT/sift")] = True,
-    nfeatures: NFeatures = FEATURES,
+    nfeatures: FeatureCount = NFEATURES,
     model: Model = DEFAULT,
     multiscale: Multiscale = False,
     provider: Provider = "auto",
@@ -102,7 +102,7 @@ def localize(
     Photographs that cannot be read are reported and skipped; the exit code is then 1.
     """
     from . import methods
-    from .localize import Map, benchmark_lines, localize_photos, read_queries
+    from .localize import Map, benchmark_line, localize_photos, read_queries
 
     if out is not None:
         check_folder_of(out)
@@ -117,12 +117,12 @@ def localize(
         asked["scales"] = None if multiscale else (1.0,)
     skipped = 0
     with Map(folder) as place:
-        made = {"nfeatures": FEATURES, "scales": (1.0,), **place.settings}
+        made = {"nfeatures": NFEATURES, "scales": (1.0,), **place.settings}
         method = methods.d2net(methods.detector_of(made, model, **asked))
         poses = localize_photos(place, wanted, method, photos)
         with _open_lines(out) as file:
             for found in poses:
-                file.write(benchmark_lines([found]))
+                file.write(benchmark_line(found))
                 console.print(_outcome(found), soft_wrap=True)
                 skipped += found.error is not None
     if out is not None:
@@ -146,18 +146,17 @@ def eval_night(
 def eval_localization(folder: Reconstruction) -> None:
     """Localise each photo of the reconstruction in MODEL against the rest; with SIFT's, if it is there."""
     from .leave_one_out import leave_one_out
-    from .localize import MODEL
-    from .methods import D2NET, D2NET_MATCHING, SIFT, SIFT_MATCHING, Method
+    from .methods import D2NET, D2NET_MATCHING, SIFT, SIFT_MATCHING
 
     table = _columns("method", "photos", "found", "rotation, deg", "90 %", "position, %", "90 % ", "inliers")
     # Features are read from the reconstruction: nothing is extracted, only the rules of matching matter.
     rules = {D2NET: (folder, D2NET_MATCHING), SIFT: (folder / SIFT_FOLDER, SIFT_MATCHING)}
     for name, (place, matching) in rules.items():
-        if name == SIFT and not (place / MODEL).is_dir():
+        if name == SIFT and not (place / MODEL_FOLDER).is_dir():
             continue
         try:
             with console.status(f"{name}: leaving out one photo at a time"):
-                errors = leave_one_out(place, Method(name, None, matching))  # type: ignore[arg-type]
+                errors = leave_one_out(place, matching)
         except InputError as error:
             console.print(f"{name} is left out: {error}", markup=False, soft_wrap=True)
             continue
@@ -183,25 +182,24 @@ def eval_retrieval(folder: Reconstruction) -> None:
     from .. import hdf5
     from .database import verified_pairs
     from .pairs import exhaustive, retrieved
-    from .reconstruct import DATABASE, describe_photos, previews
+    from .reconstruct import describe_photos, previews
     from .retrieval import recall
-    from .stages import FEATURES
 
     # COLMAP makes a database that is missing.
-    verified = verified_pairs(folder / DATABASE) if (folder / DATABASE).is_file() else {}
+    verified = verified_pairs(folder / DATABASE_FILE) if (folder / DATABASE_FILE).is_file() else {}
     if not verified:
         raise InputError(
             f"{folder} has no verified pair of photographs that retrieval could find; "
             "reconstruct photographs that overlap, with --pairs exhaustive"
         )
-    with hdf5.open_hdf5(folder / FEATURES) as file:
+    with hdf5.open_hdf5(folder / FEATURES_FILE) as file:
         names = hdf5.image_names(file)
         extraction = float(file.attrs.get("seconds", np.nan))  # unknown of features that were brought
     start = time.perf_counter()
-    _, vectors = describe_photos(folder / FEATURES, names)
+    _, vectors = describe_photos(folder / FEATURES_FILE, names)
     seconds = time.perf_counter() - start
     everything = len(exhaustive(names))
-    agreement = previews(folder / FEATURES, names)
+    agreement = previews(folder / FEATURES_FILE, names)
     table = _columns("neighbours", "pairs", "of all", "verified pairs found", "their inliers")
     for count in range(1, len(names)):
         pairs = retrieved(names, vectors, agreement, count)

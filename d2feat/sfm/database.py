@@ -1,6 +1,7 @@
 """COLMAP's database: cameras, photos, keypoints, matches, and which pairs of photos agree on a geometry."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,12 +69,30 @@ def verify(camera1: Any, points1: Any, camera2: Any, points2: Any, matches: Any,
 
 
 def verified_pairs(path: Path) -> dict[Pair, int]:
-    """Number of inliers of each pair of photos that COLMAP's mapper would use."""
-    with pycolmap.Database.open(path) as database:
+    """Number of inliers of each pair of photos that COLMAP's mapper would use.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    with opened_database(path) as database:
         names = {image.image_id: image.name for image in database.read_all_images()}
         ids, counts = database.read_two_view_geometry_num_inliers()
     pairs = (sorted(names[i] for i in pycolmap.pair_id_to_image_pair(pair)) for pair in ids)
     return {(one, two): count for (one, two), count in zip(pairs, counts, strict=True) if count}
+
+
+@contextlib.contextmanager
+def opened_database(path: Path) -> Iterator[Any]:
+    """The `pycolmap.Database` of a file that is there.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with pycolmap.Database.open(path) as database:
+            yield database
+    except RuntimeError as error:
+        raise InputError(f"{path} is damaged ({error}); remove it, and it is made again") from None
 
 
 def _check_matches(found: Any, pair: Pair, keypoints: dict[str, Any], matches: Any) -> None:
@@ -103,7 +122,7 @@ def _write_photos(database: Any, cameras: dict[str, Any], features: Any) -> dict
         frame = pycolmap.Frame(frame_id=number, rig_id=camera.camera_id)
         frame.add_data_id(image.data_id)
         database.write_frame(frame, use_frame_id=True)
-        points = hdf5.read_features(features, name).keypoints + np.float32(0.5)
+        points = hdf5.read_keypoints(features, name) + np.float32(0.5)
         database.write_keypoints(number, points)
         keypoints[name] = points.astype(np.float64)
     return keypoints

@@ -6,7 +6,7 @@ has the same, and its part in the visual words. It is then localised like any qu
 in the whole model, after the similarity that aligns the others.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
-from .localize import MODEL, Map, calibrated, localize
+from .layout import MODEL_FOLDER
+from .localize import Map, calibrated, localize
 from .mapping import read_model
-from .methods import Method
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,16 @@ class PoseError:
     inliers: int
 
 
-def leave_one_out(
-    folder: Path, method: Method, advance: Callable[[], None] = lambda: None
-) -> list[PoseError]:
+def leave_one_out(folder: Path, matching: dict[str, Any]) -> list[PoseError]:
     """The errors of all registered photos of the reconstruction in `folder`.
+
+    Args:
+        matching: arguments of `d2feat.match` for its features, beside mutual nearest neighbours.
 
     Raises:
         InputError: there is no model in it, or it has fewer than four.
     """
-    whole = read_model(folder / MODEL)
+    whole = read_model(folder / MODEL_FOLDER)
     if whole.num_reg_images() < 4:
         raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
     extent = camera_extent(whole, registered(whole))
@@ -56,7 +57,7 @@ def leave_one_out(
         rest = without(whole, number)
         with Map(folder, rest) as rest_map:
             camera = calibrated(rest.cameras[truth.camera_id])
-            found = localize(rest_map, truth.name, rest_map.features(truth.name), camera, method)
+            found = localize(rest_map, truth.name, rest_map.features(truth.name), camera, matching)
         if found.pose is None:
             errors.append(PoseError(truth.name, np.inf, np.inf, 0))
         else:
@@ -64,7 +65,6 @@ def leave_one_out(
             errors.append(
                 PoseError(truth.name, *pose_error(pose, truth.cam_from_world(), extent), found.inliers)
             )
-        advance()
     return errors
 
 

@@ -17,21 +17,18 @@ from ..lists import read_lines
 from ..pairs import match_features
 from .colmap import pycolmap
 from .database import SEED
+from .layout import FEATURES_FILE, GLOBAL_FILE, MODEL_FOLDER, WORDS_FILE
 from .mapping import read_model
 from .methods import Method, model_name
 from .photos import cameras_of, check_size, read_photo
 from .retrieval import global_descriptor, nearest_photos
-from .stages import FEATURES, read_settings
+from .stages import read_settings
 
 NEAREST: Final = 20
 """Photos of the reconstruction that a query is matched with."""
 MAX_ERROR: Final = 8.0
 """Reprojection error of an inlier of the pose, px."""
 MIN_INLIERS: Final = 12
-
-WORDS: Final = "words.npy"
-GLOBAL: Final = "global.h5"
-MODEL: Final = "sparse"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +59,17 @@ class Map:
     """
 
     def __init__(self, folder: Path, model: Any = None) -> None:
-        if not (folder / MODEL).is_dir():
+        if not (folder / MODEL_FOLDER).is_dir():
             raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
         self.folder = folder
         self.settings = read_settings(folder)
-        self.model = read_model(folder / MODEL) if model is None else model
+        self.model = read_model(folder / MODEL_FOLDER) if model is None else model
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
-        self._features = hdf5.open_hdf5(folder / FEATURES)
+        self._features = hdf5.open_hdf5(folder / FEATURES_FILE)
         self._check_features()
-        self._words = np.load(folder / WORDS)
-        with hdf5.open_hdf5(folder / GLOBAL) as file:
+        self._words = np.load(folder / WORDS_FILE)
+        with hdf5.open_hdf5(folder / GLOBAL_FILE) as file:
             self._global = np.stack([file[name]["global_descriptor"][()] for name in self.names])
         self._points: dict[str, npt.NDArray[np.int64]] = {}
 
@@ -89,9 +86,9 @@ class Map:
             same = len(points) == len(keypoints)
             if not same or (len(points) and not np.allclose(points[0].xy, keypoints[0] + 0.5, atol=1e-2)):
                 raise InputError(
-                    f"{self.folder / FEATURES} is not the file that the model in {self.folder} was made of: "
-                    f"{name} has {len(keypoints)} keypoints, {len(points)} in the model, or others; put the "
-                    "file back, or reconstruct in another folder"
+                    f"{self.folder / FEATURES_FILE} is not the file that the model there was made of: {name} "
+                    f"has {len(keypoints)} keypoints, {len(points)} in the model, or others; put the file "
+                    "back, or reconstruct in another folder"
                 )
 
     def check(self, method: Method) -> None:
@@ -163,15 +160,16 @@ def calibrated(camera: Any) -> Any:
     return known
 
 
-def localize(folder: Map, name: str, features: Features, camera: Any, method: Method) -> Localized:
+def localize(folder: Map, name: str, features: Features, camera: Any, matching: dict[str, Any]) -> Localized:
     """The pose of a photo: matches with the map's nearest photos, their 3D points, LO-RANSAC, refinement.
 
     Args:
         camera: `pycolmap.Camera`; a focal length that is only a guess is estimated, too.
+        matching: arguments of `d2feat.match`, beside mutual nearest neighbours.
     """
     found: set[tuple[int, int]] = set()
     for other in folder.nearest(features):
-        indices, _ = match_features(features, folder.features(other), **method.matching)
+        indices, _ = match_features(features, folder.features(other), **matching)
         ids = folder.points(other)[indices[:, 1]]
         found.update(zip(indices[ids >= 0, 0].tolist(), ids[ids >= 0].tolist(), strict=True))
     pairs = sorted(found)
@@ -228,7 +226,7 @@ def _localize_photo(folder: Map, name: str, path: Path, known: Any, method: Meth
         check_size(path, photo, camera)
     except InputError as error:
         return Localized(name, None, 0, 0, error)
-    return localize(folder, name, method.extract(photo), camera, method)
+    return localize(folder, name, method.extract(photo), camera, method.matching)
 
 
 def read_queries(path: Path, photos: Path) -> dict[Path, Any]:
@@ -262,12 +260,13 @@ def read_queries(path: Path, photos: Path) -> dict[Path, Any]:
     return queries
 
 
-def benchmark_lines(poses: Iterable[Localized]) -> str:
-    """The text of the long-term visual localisation benchmark: NAME QW QX QY QZ TX TY TZ, world to camera."""
-    lines = []
-    for found in poses:
-        if found.pose is not None:
-            x, y, z, w = found.pose.rotation.quat
-            values = (w, x, y, z, *found.pose.translation)
-            lines.append(" ".join([found.name, *(f"{value:.9g}" for value in values)]) + "\n")
-    return "".join(lines)
+def benchmark_line(found: Localized) -> str:
+    """NAME QW QX QY QZ TX TY TZ, world to camera, as the long-term visual localisation benchmark has it.
+
+    Empty if no pose was found.
+    """
+    if found.pose is None:
+        return ""
+    x, y, z, w = found.pose.rotation.quat
+    values = (w, x, y, z, *found.pose.translation)
+    return " ".join([found.name, *(f"{value:.9g}" for value in values)]) + "\n"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
-from .database import SEED
+from .database import SEED, opened_database
 
 _FORWARD: Final = {
     "mapper.init_max_forward_motion": 1.0,
@@ -59,8 +59,9 @@ def build_model(
 
     Raises:
         D2FeatError: no two photos to begin with were found.
+        InputError: the database is damaged.
     """
-    with pycolmap.Database.open(database) as opened:
+    with opened_database(database) as opened:
         count = opened.num_images()
     with _replacing(out) as partial:
         best = None
@@ -139,9 +140,10 @@ def triangulate(database: Path, photos: Path, out: Path, poses: dict[str, Any]) 
 
     Raises:
         D2FeatError: it has no points.
+        InputError: the database is damaged.
     """
     model = pycolmap.Reconstruction()
-    with pycolmap.Database.open(database) as opened:
+    with opened_database(database) as opened:
         for camera in opened.read_all_cameras():
             model.add_camera_with_trivial_rig(camera)
         for image in opened.read_all_images():

@@ -18,19 +18,23 @@ from ..features import Floats
 from ..images import digest
 from ..locks import locked
 from ..pairs import Pair
-from .colmap import pycolmap
 from .database import build_database, verified_pairs
-from .localize import GLOBAL, MODEL, WORDS
-from .mapping import Figures, build_model, figures, read_cameras, triangulate
+from .layout import (
+    DATABASE_FILE,
+    FEATURES_FILE,
+    GLOBAL_FILE,
+    MATCHES_FILE,
+    MODEL_FOLDER,
+    PAIRS_FILE,
+    WORDS_FILE,
+)
+from .mapping import Figures, build_model, figures, read_cameras, read_model, triangulate
 from .methods import FOREIGN, Method
 from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
 from .retrieval import PREVIEWED, SAMPLED, SAMPLES, global_descriptor, learn_words, preview
-from .stages import FEATURES, MATCHES, check_source, claim, extract_photos, is_foreign, match_photos
-
-DATABASE: Final = "database.db"
-PAIRS: Final = "pairs.txt"
+from .stages import check_source, claim, extract_photos, is_foreign, match_photos
 
 PAIRINGS: Final = ("auto", "exhaustive", "sequential", "retrieval")
 
@@ -77,7 +81,7 @@ def reconstruct(
     Raises:
         InputError: there are no photographs, `out` is among them, or it holds work with other settings or of
             other features; a photo cannot be read, or one of `reference` is missing or of another size; the
-            pairs or the reference cannot be read.
+            pairs, the reference or what is there cannot be read.
         D2FeatError: COLMAP found no two photographs to begin with.
     """
     if pairing not in PAIRINGS and not Path(pairing).is_file():
@@ -109,42 +113,46 @@ def reconstruct(
         extract_photos(
             folder, digests, cameras, method, out, lambda done: progress("extraction", done, len(names))
         )
-        check_source(out, FEATURES, (MATCHES, DATABASE, MODEL))
+        check_source(out, FEATURES_FILE, (MATCHES_FILE, DATABASE_FILE, MODEL_FOLDER))
         pairs = choose_pairs(names, out, pairing)
         match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
-        check_source(out, MATCHES, (DATABASE, MODEL))
+        check_source(out, MATCHES_FILE, (DATABASE_FILE, MODEL_FOLDER))
         seconds = {}
-        for stage, name in (("extraction", FEATURES), ("matching", MATCHES)):
+        for stage, name in (("extraction", FEATURES_FILE), ("matching", MATCHES_FILE)):
             with hdf5.open_hdf5(out / name) as file:
                 seconds[stage] = float(file.attrs.get("seconds", 0))
         verified = functools.partial(_verify, cameras, out, pairs, method, progress)
-        seconds["verification"] = _timed(out / DATABASE, verified)
-        seconds["mapping"] = _timed(out / MODEL, lambda: _map(folder, out, len(names), poses, progress))
-        model = pycolmap.Reconstruction(out / MODEL)
+        seconds["verification"] = _timed(out / DATABASE_FILE, verified)
+        seconds["mapping"] = _timed(
+            out / MODEL_FOLDER, lambda: _map(folder, out, len(names), poses, progress)
+        )
+        model = read_model(out / MODEL_FOLDER)
         model.export_PLY(out / "points.ply")
         draw_model(model, out / "model.png")
-        result = Result(figures(model, len(names)), len(pairs), len(verified_pairs(out / DATABASE)), seconds)
+        result = Result(
+            figures(model, len(names)), len(pairs), len(verified_pairs(out / DATABASE_FILE)), seconds
+        )
         (out / "report.json").write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
         return result
 
 
 def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
     """The pairs of photos to match, written to ``out/pairs.txt``; global descriptors to ``out/global.h5``."""
-    words, vectors = describe_photos(out / FEATURES, names)
-    with hdf5.replacing(out / GLOBAL) as file:
+    words, vectors = describe_photos(out / FEATURES_FILE, names)
+    with hdf5.replacing(out / GLOBAL_FILE) as file:
         for name, vector in zip(names, vectors, strict=True):
             file[f"{name}/global_descriptor"] = vector
-    with hdf5.taking_place(out / WORDS) as partial, partial.open("wb") as file:
+    with hdf5.taking_place(out / WORDS_FILE) as partial, partial.open("wb") as file:
         np.save(file, words)
     if pairing == "auto":
         pairing = "exhaustive" if len(names) <= EXHAUSTIVE else "retrieval"
     if pairing == "retrieval":
-        pairs = retrieved(names, vectors, previews(out / FEATURES, names))
+        pairs = retrieved(names, vectors, previews(out / FEATURES_FILE, names))
     elif pairing in ("exhaustive", "sequential"):
         pairs = exhaustive(names) if pairing == "exhaustive" else sequential(names)
     else:
         pairs = listed(names, Path(pairing))
-    (out / PAIRS).write_text("".join(_pair_lines(pairs)), encoding="utf-8")
+    (out / PAIRS_FILE).write_text("".join(_pair_lines(pairs)), encoding="utf-8")
     return pairs
 
 
@@ -155,7 +163,7 @@ def describe_photos(features: Path, names: Sequence[str]) -> tuple[Floats, Float
         InputError: no photo has a feature.
     """
     with hdf5.open_hdf5(features) as file:
-        shown = [name for name in names if hdf5.count_features(file, name)]
+        shown = [name for name in names if len(hdf5.read_keypoints(file, name))]
         if not shown:
             raise InputError(f"none of the {len(names)} photographs shows anything: no features were found")
         sampled = shown[:: -(-len(shown) // SAMPLED)]
@@ -208,9 +216,9 @@ def _digest(lines: Iterable[str]) -> str:
 def _verify(
     cameras: dict[str, Any], out: Path, pairs: Sequence[Pair], method: Method, progress: Progress
 ) -> None:
-    with hdf5.open_hdf5(out / FEATURES) as features, hdf5.open_hdf5(out / MATCHES) as matches:
+    with hdf5.open_hdf5(out / FEATURES_FILE) as features, hdf5.open_hdf5(out / MATCHES_FILE) as matches:
         build_database(
-            out / DATABASE,
+            out / DATABASE_FILE,
             cameras,
             features,
             matches,
@@ -222,9 +230,9 @@ def _verify(
 
 def _map(folder: Path, out: Path, count: int, poses: dict[str, Any] | None, progress: Progress) -> None:
     if poses is None:
-        build_model(out / DATABASE, folder, out / MODEL, lambda: progress("mapping", 1, count))
+        build_model(out / DATABASE_FILE, folder, out / MODEL_FOLDER, lambda: progress("mapping", 1, count))
     else:
-        triangulate(out / DATABASE, folder, out / MODEL, poses)
+        triangulate(out / DATABASE_FILE, folder, out / MODEL_FOLDER, poses)
 
 
 def _timed(made: Path, make: Callable[[], Any]) -> float:

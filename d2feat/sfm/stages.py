@@ -18,13 +18,9 @@ from .. import hdf5
 from ..errors import InputError
 from ..images import digest
 from ..pairs import Pair, match_features, match_pairs
+from .layout import FEATURES_FILE, MATCHES_FILE, SETTINGS_FILE, SOURCES_FILE
 from .methods import FOREIGN, Method
 from .photos import check_size, read_photo
-
-SETTINGS: Final = "settings.json"
-SOURCES: Final = "sources.json"
-FEATURES: Final = "features.h5"
-MATCHES: Final = "matches.h5"
 
 _REMEDY: Final = "reconstruct in another folder, or remove the file if all in the folder is as it was"
 
@@ -43,10 +39,10 @@ def claim(out: Path, settings: dict[str, Any], later: dict[str, Any] | None = No
     """
     later = later or {}
     out.mkdir(parents=True, exist_ok=True)
-    path = out / SETTINGS
+    path = out / SETTINGS_FILE
     if path.exists():
         there = read_settings(out)
-        complete = (out / FEATURES).exists()
+        complete = (out / FEATURES_FILE).exists()
         checked = settings | later if complete else settings
         differing = [key for key in checked if there.get(key) != json.loads(json.dumps(checked[key]))]
         if differing:
@@ -65,13 +61,13 @@ def read_settings(out: Path) -> dict[str, Any]:
     Raises:
         InputError: they are damaged.
     """
-    path = out / SETTINGS
+    path = out / SETTINGS_FILE
     return _read_json(path) if path.exists() else {}
 
 
 def is_foreign(out: Path) -> bool:
     """Whether the features in `out` were put there, and not made by `reconstruct`."""
-    return (out / FEATURES).exists() and read_settings(out).get("method", FOREIGN) == FOREIGN
+    return (out / FEATURES_FILE).exists() and read_settings(out).get("method", FOREIGN) == FOREIGN
 
 
 def check_source(out: Path, name: str, derived: Sequence[str]) -> None:
@@ -83,7 +79,7 @@ def check_source(out: Path, name: str, derived: Sequence[str]) -> None:
     Raises:
         InputError: the file was replaced since, and some of these are there.
     """
-    path = out / SOURCES
+    path = out / SOURCES_FILE
     noted = _read_json(path) if path.exists() else {}
     now = digest(out / name)
     if noted.get(name, now) != now:
@@ -91,7 +87,7 @@ def check_source(out: Path, name: str, derived: Sequence[str]) -> None:
         stale = [
             other
             for other in derived
-            if (out / other).exists() and (other != MATCHES or noted.get(other) == digest(out / other))
+            if (out / other).exists() and (other != MATCHES_FILE or noted.get(other) == digest(out / other))
         ]
         if stale:
             raise InputError(
@@ -134,7 +130,7 @@ def extract_photos(
     Raises:
         InputError: a photo cannot be read, or is not of its camera's size; what is done is kept.
     """
-    path = out / FEATURES
+    path = out / FEATURES_FILE
     if path.exists():
         advance(len(digests))
         return
@@ -159,9 +155,9 @@ def extract_photos(
 
 def match_photos(pairs: Sequence[Pair], method: Method, out: Path, advance: Advance = lambda _: None) -> None:
     """Write the matches of the pairs of photos of ``out/features.h5`` to ``out/matches.h5``."""
-    if (out / MATCHES).exists():
+    if (out / MATCHES_FILE).exists():
         advance(len(pairs))
         return
     rule = partial(match_features, **method.matching)
-    for done in match_pairs(pairs, out / FEATURES, out / MATCHES, rule):
+    for done in match_pairs(pairs, out / FEATURES_FILE, out / MATCHES_FILE, rule):
         advance(done)

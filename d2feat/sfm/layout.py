@@ -1,0 +1,15 @@
+"""What the files and folders of a reconstruction are called."""
+
+from typing import Final
+
+FEATURES_FILE: Final = "features.h5"
+GLOBAL_FILE: Final = "global.h5"
+WORDS_FILE: Final = "words.npy"
+PAIRS_FILE: Final = "pairs.txt"
+MATCHES_FILE: Final = "matches.h5"
+DATABASE_FILE: Final = "database.db"
+MODEL_FOLDER: Final = "sparse"
+SETTINGS_FILE: Final = "settings.json"
+SOURCES_FILE: Final = "sources.json"
+SIFT_FOLDER: Final = "sift"
+"""A whole reconstruction in the one of D2-Net, to compare."""
