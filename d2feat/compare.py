@@ -1,7 +1,7 @@
 """Match two images with one method and say how well that went: features, inliers, error, time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .evaluation.metrics import corner_error
-from .matching import match
+from .matching import match_indices
 
 Matrix = npt.NDArray[np.float64]
 
@@ -103,10 +103,10 @@ def compare(
     keypoints1, descriptors1 = detector.detectAndCompute(image1, None)
     keypoints2, descriptors2 = detector.detectAndCompute(image2, None)
     detected = time.perf_counter()
-    matches = match(descriptors1, descriptors2)
+    matches, _ = match_indices(descriptors1, descriptors2)
     matched = time.perf_counter()
-    points1 = _positions([keypoints1[pair.queryIdx] for pair in matches])
-    points2 = _positions([keypoints2[pair.trainIdx] for pair in matches])
+    points1 = _positions(keypoints1)[matches[:, 0]]
+    points2 = _positions(keypoints2)[matches[:, 1]]
     homography = estimate_homography(points1, points2)
     error = None
     if true_homography is not None:
@@ -158,7 +158,7 @@ def estimate_fundamental(points1: npt.NDArray[np.float32], points2: npt.NDArray[
     return _estimate(find, len(points1), minimum=8)
 
 
-def _positions(keypoints: list[cv2.KeyPoint]) -> npt.NDArray[np.float32]:
+def _positions(keypoints: Sequence[cv2.KeyPoint]) -> npt.NDArray[np.float32]:
     return np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
 
 

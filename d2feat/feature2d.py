@@ -80,7 +80,7 @@ class D2Feature(Feature2DObject):
         self.setMaxSumEdges(maxSumEdges)
         self.setTile(tile)
         self.setRotations(rotations)
-        self._session  # noqa: B018  (a model that cannot be loaded is an error here, not at the first image)
+        self.session  # noqa: B018  (a model that cannot be loaded is an error here, not at the first image)
 
     @staticmethod
     def create(*args: Any, **kwargs: Any) -> "D2Feature":
@@ -88,10 +88,11 @@ class D2Feature(Feature2DObject):
         return create(*args, **kwargs)
 
     def _default_scales(self) -> Sequence[float]:
-        return (1.0,) if self._session.info.head == "paper" else MULTISCALE
+        return (1.0,) if self.session.info.head == "paper" else MULTISCALE
 
     @property
-    def _session(self) -> Session:
+    def session(self) -> Session:
+        """The loaded model: `info`, `sha256`, `provider`, `threads`, `path`."""
         # It stays loaded, whatever becomes of the file; but not in a forked child, where it is of no use.
         held: Session | None = self.__dict__.get("_held")
         if held is None or held.process != os.getpid():
@@ -254,7 +255,7 @@ class D2Feature(Feature2DObject):
 
         The fine head's levels know nothing of each other, so that each is tiled by itself.
         """
-        if self._session.info.head == "paper":
+        if self.session.info.head == "paper":
             return [self]
         levels = []
         for scale in self._scales.tolist():
@@ -273,7 +274,7 @@ class D2Feature(Feature2DObject):
         threshold = self._score_threshold
         resized = self._resized(pixels)
         limit = nfeatures if allowed is None and nfeatures > 0 else -1
-        outputs = self._session.run(resized, self._scales, limit)
+        outputs = self.session.run(resized, self._scales, limit)
         keypoints = self._to_image(outputs.keypoints, resized, pixels)
         factor = np.float32(np.sqrt(width * height / (resized.shape[0] * resized.shape[1])))
         points = np.column_stack([outputs.keypoints, outputs.scales])
@@ -326,7 +327,7 @@ class D2Feature(Feature2DObject):
         return self._pooled(resized, values, self._described(resized, values))[0]
 
     def _described(self, pixels: Image, points: Floats) -> Floats:
-        return self._session.run(pixels, self._scales, 0, points).point_descriptors
+        return self.session.run(pixels, self._scales, 0, points).point_descriptors
 
     def _pooled(self, pixels: Image, points: Floats, upright: Floats) -> tuple[Floats, Floats | None]:
         """Descriptors of M x 3 points made independent of rotation, and angles, if that is wanted."""
@@ -356,7 +357,7 @@ class D2Feature(Feature2DObject):
         if source.shape == target.shape:
             return positions
         factor: Floats = np.divide(target.shape[1::-1], source.shape[1::-1], dtype=np.float32)
-        if self._session.info.coordinates == "upstream":
+        if self.session.info.coordinates == "upstream":
             return positions * factor
         return (positions + np.float32(0.5)) * factor - np.float32(0.5)
 
@@ -432,7 +433,7 @@ class D2Feature(Feature2DObject):
     def _check_tile(self, tile: int, scales: npt.NDArray[np.float64]) -> None:
         if tile <= 0:
             return
-        smallest = smallest_tile(scales, one_by_one=self._session.info.head != "paper")
+        smallest = smallest_tile(scales, one_by_one=self.session.info.head != "paper")
         if tile < smallest:
             raise InputError(f"tile must be 0 or at least {smallest} at scales {scales.tolist()}, not {tile}")
 
@@ -442,7 +443,7 @@ class D2Feature(Feature2DObject):
         rotations = whole(count, "rotations")
         if not 1 <= rotations <= 360:
             raise InputError(f"rotations must be from 1 to 360, not {count}")
-        if rotations > 1 and self._session.info.coordinates == "upstream":
+        if rotations > 1 and self.session.info.coordinates == "upstream":
             raise InputError(
                 "rotations need a model whose keypoints sit where the image says; export this one with "
                 "--coordinates opencv"
@@ -453,11 +454,23 @@ class D2Feature(Feature2DObject):
         """Number of rotations over which descriptors are pooled."""
         return self._rotations
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `d2feat.create` that an image's features depend on, beside the model."""
+        return {
+            "nfeatures": self._nfeatures,
+            "scoreThreshold": self._score_threshold,
+            "scales": self.getScales(),
+            "maxEdge": self._max_edge,
+            "maxSumEdges": self._max_sum_edges,
+            "tile": self._tile,
+            "rotations": self._rotations,
+        }
+
     # ---- what cv2.Feature2D says of itself
 
     def descriptorSize(self) -> int:
         """Elements of a descriptor."""
-        return self._session.info.channels
+        return self.session.info.channels
 
     def descriptorType(self) -> int:
         """`cv2.CV_32F`."""
@@ -498,13 +511,8 @@ class D2Feature(Feature2DObject):
     def _write_parameters(self, fs: cv2.FileStorage) -> None:
         fs.write("name", self.getDefaultName())
         fs.write("model", self._model)
-        fs.write("nfeatures", self._nfeatures)
-        fs.write("scoreThreshold", self._score_threshold)
-        fs.write("scales", self._scales)
-        fs.write("maxEdge", self._max_edge)
-        fs.write("maxSumEdges", self._max_sum_edges)
-        fs.write("tile", self._tile)
-        fs.write("rotations", self._rotations)
+        for name, value in self.settings().items():
+            fs.write(name, np.array(value) if name == "scales" else value)
 
     @cv2_call
     def read(self, fn: Any) -> None:
@@ -519,34 +527,30 @@ class D2Feature(Feature2DObject):
         self._read_parameters(fn)
 
     def _read_parameters(self, fn: cv2.FileNode) -> None:
-        nodes = {key: fn.getNode(key) for key in ("name", "model", "nfeatures", "scoreThreshold", "scales")}
-        nodes |= {key: fn.getNode(key) for key in ("maxEdge", "maxSumEdges", "tile", "rotations")}
+        nodes = {key: fn.getNode(key) for key in ("name", "model", *self.settings())}
         try:
             name, model = nodes["name"].string(), nodes["model"].string()
         except UnicodeDecodeError as error:
             raise InputError(f"the node does not hold text: {error}") from None
         if any(node.empty() for node in nodes.values()) or name != self.getDefaultName():
             raise InputError("the node does not hold the parameters of a D2Feature")
-        for key in ("nfeatures", "scoreThreshold", "maxEdge", "maxSumEdges", "tile", "rotations"):
-            if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
-                raise InputError(f"the parameter {key} of the node is not a number of its kind")
         scales = None
         with contextlib.suppress(cv2.error):  # older versions' word of an empty matrix
             scales = nodes["scales"].mat() if nodes["scales"].isMap() else None
         if scales is None:
             raise InputError("the parameter scales of the node is not a matrix, or an empty one")
+        numbers: dict[str, Any] = {}
+        for key in self.settings().keys() - {"scales"}:
+            if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
+                raise InputError(f"the parameter {key} of the node is not a number of its kind")
+            numbers[key] = int(nodes[key].real()) if nodes[key].isInt() else nodes[key].real()
         # All is checked before anything is changed.
         fresh = D2Feature(
-            int(nodes["nfeatures"].real()),
-            scoreThreshold=nodes["scoreThreshold"].real(),
+            **numbers,
             scales=scales.ravel().tolist(),
-            maxEdge=int(nodes["maxEdge"].real()),
-            maxSumEdges=int(nodes["maxSumEdges"].real()),
             model=model,
             provider=self._provider,
             threads=self._threads,
-            tile=int(nodes["tile"].real()),
-            rotations=int(nodes["rotations"].real()),
         )
         self.__dict__.update(fresh.__dict__)
 
@@ -564,11 +568,11 @@ class D2Feature(Feature2DObject):
     def __copy__(self) -> "D2Feature":
         """Runs the model that this one has loaded; what is pickled or copied deeply loads its own."""
         made: D2Feature = new_object(type(self))
-        made.__dict__.update(self._state(), _held=self._session)
+        made.__dict__.update(self._state(), _held=self.session)
         return made
 
     def __repr__(self) -> str:
-        session = self._session
+        session = self.session
         where = session.provider.removesuffix("ExecutionProvider")
         where += f", {session.threads} threads" if where == "CPU" else ""
         tile = f"tile={self._tile}, " if self._tile > 0 else ""

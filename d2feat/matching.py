@@ -41,16 +41,30 @@ def match(
     Raises:
         InputError: the arrays are not N x C and M x C of numbers, or the options are out of range.
     """
-    query, train = (
-        _as_descriptors(descriptors1, "descriptors1"),
-        _as_descriptors(descriptors2, "descriptors2"),
+    indices, distances = match_indices(
+        descriptors1, descriptors2, ratio=ratio, maxDistance=maxDistance, crossCheck=crossCheck
     )
+    pairs = zip(*indices.T.tolist(), distances.tolist(), strict=True)
+    return tuple(cv2.DMatch(query_row, train_row, 0, apart) for query_row, train_row, apart in pairs)
+
+
+def match_indices(
+    descriptors1: Any,
+    descriptors2: Any,
+    *,
+    ratio: float | None = None,
+    maxDistance: float | None = None,
+    crossCheck: bool = True,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """What `match` finds, as arrays: M x 2 rows of the two sets, by those of the first, and M distances."""
+    query = _as_descriptors(descriptors1, "descriptors1")
+    train = _as_descriptors(descriptors2, "descriptors2")
     if ratio is not None and not (isinstance(ratio, Real) and 0 < ratio <= 1):
         raise InputError(f"ratio must be a number in (0, 1], not {ratio!r}")
     if maxDistance is not None and not (isinstance(maxDistance, Real) and maxDistance >= 0):
         raise InputError(f"maxDistance must be a number and not negative, not {maxDistance!r}")
     if len(query) == 0 or len(train) == 0:
-        return ()
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
     if query.shape[1] != train.shape[1]:
         raise InputError(
             f"descriptors have {query.shape[1]} and {train.shape[1]} elements; they must be alike"
@@ -65,8 +79,7 @@ def match(
         kept &= distance < ratio * _distances(query, train[second])
     if maxDistance is not None:
         kept &= distance <= maxDistance
-    pairs = zip(rows[kept].tolist(), nearest[kept].tolist(), distance[kept].tolist(), strict=True)
-    return tuple(cv2.DMatch(query_row, train_row, 0, apart) for query_row, train_row, apart in pairs)
+    return np.column_stack([rows, nearest])[kept], distance[kept]
 
 
 def _neighbours(

@@ -20,7 +20,7 @@ from .errors import InputError
 from .features import Features
 from .lists import read_lines
 from .locks import locked
-from .matching import match
+from .matching import match_indices
 
 Pair = tuple[str, str]
 """Names of two images."""
@@ -66,9 +66,7 @@ def read_pairs(path: Path, names: Collection[str]) -> list[Pair]:
 
 def match_features(one: Features, two: Features, **rule: Any) -> Matches:
     """Mutual nearest neighbours, as `d2feat.match` finds them; scores are (1 + cosine) / 2, as hloc's."""
-    found = match(one.descriptors, two.descriptors, **rule)
-    indices = np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
-    distance = np.array([pair.distance for pair in found], np.float32)
+    indices, distance = match_indices(one.descriptors, two.descriptors, **rule)
     return indices, (1 - distance * distance / 4).astype(np.float32)
 
 

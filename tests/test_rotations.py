@@ -6,6 +6,7 @@ import pytest
 
 import d2feat
 from d2feat.affine import View, simulate
+from d2feat.matching import match_indices
 from d2feat.rotations import rotate, to_angles
 
 from .conftest import create, photograph
@@ -72,8 +73,7 @@ def test_compute_gives_what_detect_and_compute_does(picture: np.ndarray) -> None
 
 def right_matches(one: d2feat.Features, two: d2feat.Features, matrix: np.ndarray) -> int:
     """Mutual nearest neighbours within 3 px of where the 2 x 3 matrix takes the first image's keypoints."""
-    matches = d2feat.match(one.descriptors, two.descriptors)
-    pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
+    pairs, _ = match_indices(one.descriptors, two.descriptors)
     there = one.keypoints[pairs[:, 0]] @ matrix[:, :2].T + matrix[:, 2]
     return int((np.linalg.norm(there - two.keypoints[pairs[:, 1]], axis=1) < 3).sum())
 
@@ -100,8 +100,7 @@ def test_pooling_over_rotations_matches_more_of_it(picture: np.ndarray) -> None:
 
 def turns(one: d2feat.Features, two: d2feat.Features, expected: float = 0) -> np.ndarray:
     """By how many degrees, 0 to 180, the angles of matched keypoints differ from the expected difference."""
-    matches = d2feat.match(one.descriptors, two.descriptors, ratio=0.9)
-    pairs = np.array([(m.queryIdx, m.trainIdx) for m in matches])
+    pairs, _ = match_indices(one.descriptors, two.descriptors, ratio=0.9)
     assert one.angles is not None
     assert two.angles is not None
     difference = two.angles[pairs[:, 1]] - one.angles[pairs[:, 0]] - expected

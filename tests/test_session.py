@@ -115,7 +115,7 @@ def test_a_detector_keeps_its_model_whatever_becomes_of_the_file(tmp_path: Path)
     detector = d2feat.create(model=path, provider="cpu")
     loaded = digest(path)
     shutil.copy(find_model(EXACT), path)
-    assert detector._session.sha256 == loaded != digest(path)
+    assert detector.session.sha256 == loaded != digest(path)
     assert detector.descriptorSize() == 128
     assert d2feat.create(model=path, provider="cpu").descriptorSize() == 512
     path.unlink()

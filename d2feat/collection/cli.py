@@ -189,9 +189,9 @@ def _to_parquet(
 
 def _settings(detector: D2Feature) -> str:
     """How features are made, whatever the number of threads and the provider."""
-    info = detector._session.info
+    session = detector.session
     return (
-        f"model {info.name} {info.version} ({detector._session.sha256[:12]}), "
+        f"model {session.info.name} {session.info.version} ({session.sha256[:12]}), "
         f"nfeatures {max(0, detector.getNFeatures())}, scales {detector.getScales()}, "
         f"maxEdge {max(0, detector.getMaxEdge())}, maxSumEdges {max(0, detector.getMaxSumEdges())}, "
         f"tile {detector.getTile()}"

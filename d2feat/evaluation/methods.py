@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..affine import AffineFeature
 from ..feature2d import D2Feature, create
 from ..images import Image
-from ..matching import match
+from ..matching import match_indices
 from .metrics import Indices
 
 
@@ -81,7 +81,7 @@ def d2feat_method(detector: D2Feature | AffineFeature, name: str) -> Method:
         features = detector.extract(image)
         return Extraction(features.keypoints, features.descriptors, detector.defaultNorm())
 
-    session = (detector.backend if isinstance(detector, AffineFeature) else detector)._session
+    session = (detector.backend if isinstance(detector, AffineFeature) else detector).session
     return Method(name, extract, f"{session.info.name} {session.info.version}, sha256 {session.sha256}")
 
 
@@ -90,9 +90,8 @@ def mutual_matches(one: Extraction, two: Extraction) -> Indices:
     if len(one.points) == 0 or len(two.points) == 0:
         return np.zeros((0, 2), np.int64)
     if one.norm == cv2.NORM_L2:
-        found: Sequence[cv2.DMatch] = match(one.descriptors, two.descriptors)
-    else:
-        found = cv2.BFMatcher(one.norm, crossCheck=True).match(one.descriptors, two.descriptors)
+        return match_indices(one.descriptors, two.descriptors)[0]
+    found = cv2.BFMatcher(one.norm, crossCheck=True).match(one.descriptors, two.descriptors)
     return np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
 
 

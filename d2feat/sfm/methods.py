@@ -1,5 +1,6 @@
 """What the pipeline runs on: D2-Net, or COLMAP's SIFT beside it, each with its own rule of matching."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -62,16 +63,8 @@ def d2net(detector: D2Feature) -> Method:
             photo.stored_size,
         )
 
-    sizes = {"maxEdge": detector.getMaxEdge(), "maxSumEdges": detector.getMaxSumEdges()}
-    settings = {
-        "model": detector._session.sha256,
-        "nfeatures": detector.getNFeatures(),
-        "scoreThreshold": detector.getScoreThreshold(),
-        "scales": detector.getScales(),
-        "rotations": detector.getRotations(),
-        "tile": detector.getTile(),
-    }
-    return Method(D2NET, extract, D2NET_MATCHING, D2NET_INLIERS, settings | sizes)
+    settings = {"model": detector.session.sha256, **detector.settings()}
+    return Method(D2NET, extract, D2NET_MATCHING, D2NET_INLIERS, settings)
 
 
 def detector_of(settings: dict[str, Any], model: str = DEFAULT, **asked: Any) -> D2Feature:
@@ -85,9 +78,8 @@ def detector_of(settings: dict[str, Any], model: str = DEFAULT, **asked: Any) ->
     Raises:
         ModelError: the model of the settings is none of those at hand.
     """
-    # `d2net` calls its settings as the arguments are called.
-    names = "nfeatures", "scoreThreshold", "scales", "rotations", "tile", "maxEdge", "maxSumEdges"
-    made = {name: settings[name] for name in names if name in settings}
+    arguments = inspect.signature(create).parameters.keys() - {"model"}
+    made = {name: value for name, value in settings.items() if name in arguments}
     if model == DEFAULT and "model" in settings:
         found = model_at_hand(settings["model"])
         if found is None:

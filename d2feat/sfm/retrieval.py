@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ..features import Floats
-from ..matching import match
+from ..matching import match_indices
 
 WORDS: Final = 32
 SAMPLED: Final = 12
@@ -46,7 +46,7 @@ def global_descriptor(descriptors: Floats, words: Floats) -> Floats:
 
 def preview(one: Floats, two: Floats) -> int:
     """How many of the best of N x C and M x C descriptors match: mutual and by Lowe's ratio of 0.8."""
-    return len(match(one[:PREVIEWED], two[:PREVIEWED], ratio=0.8))
+    return len(match_indices(one[:PREVIEWED], two[:PREVIEWED], ratio=0.8)[0])
 
 
 def nearest_photos(queries: Floats, references: Floats, count: int) -> Any:
