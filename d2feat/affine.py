@@ -17,7 +17,7 @@ from .bindings import Feature2DObject, cv2_call, deliver, paired, real, whole
 from .errors import InputError
 from .feature2d import D2Feature, KeyPoints
 from .features import Features
-from .images import Image, as_image, as_mask
+from .images import Image, allowed_at, as_image, as_mask
 from .rotations import rotate, to_angles
 from .tiles import best_of
 
@@ -157,11 +157,10 @@ class AffineFeature(Feature2DObject):
             x, y = back[:, :2] @ (np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles)))
             angles = to_angles(x + 1j * y)
         placed = replace(found, keypoints=keypoints, scales=scales, image_size=size, angles=angles)
-        column, row = np.rint(keypoints).astype(np.int64).T
         # Beyond the image a view shows its reflection.
-        inside = (column >= 0) & (column < size[0]) & (row >= 0) & (row < size[1])
+        inside = ((keypoints >= -0.5) & (keypoints < np.array(size) - 0.5)).all(axis=1)
         if mask is not None:
-            inside &= mask[row.clip(0, size[1] - 1), column.clip(0, size[0] - 1)]
+            inside &= allowed_at(mask, keypoints)
         return placed[inside]
 
 

@@ -21,6 +21,7 @@ from .images import cv2_path, read_image
 from .model import DEFAULT
 from .options import Model, Multiscale, Provider, check_folder_of
 from .sfm.cli import localize, reconstruct
+from .terminal import figure_table
 
 if TYPE_CHECKING:
     from .compare import Comparison
@@ -109,7 +110,7 @@ def match(
     check_writable(out)
     detectors = _detectors(nfeatures, model, multiscale, provider, sift=vs is Method.sift)
     results = [compare(method, detector, image1, image2) for method, detector in detectors.items()]
-    table = _table("method", "features", "matches", "homography", "fundamental", "detect", "match")
+    table = figure_table("method", "features", "matches", "homography", "fundamental", "detect", "match")
     for result in results:
         table.add_row(
             result.method,
@@ -120,8 +121,8 @@ def match(
             f"{result.detection_seconds:.2f} s",
             f"{result.matching_seconds:.2f} s",
         )
-    console.print(table)
     write_image(out, stack([draw_comparison(image1, image2, result) for result in results]))
+    console.print(table)
 
 
 @app.command()
@@ -151,7 +152,7 @@ def demo(
         )
     check_writable(out)
     detectors = _detectors(nfeatures, model, multiscale, provider, sift=True)
-    table = _table("photograph", "method", "features", "matches", "inliers", "corner error", "time")
+    table = figure_table("photograph", "method", "features", "matches", "inliers", "corner error", "time")
     drawn = DRAWN if DRAWN in names else names[0]
     for name in names:
         pair = load_pair(name)
@@ -164,13 +165,13 @@ def demo(
         table.add_section()
         if name == drawn:
             picture = stack([draw_comparison(pair.image1, pair.image2, result) for result in results])
+    write_image(out, picture)
     console.print(table)
     console.print(
         "inliers: of a homography, within 3 px; * of a fundamental matrix, within 1 px\n"
         "corner error: mean distance between the image's corners under the homography\n"
         "found and under the true one"
     )
-    write_image(out, picture)
 
 
 @app.command()
@@ -279,15 +280,6 @@ def _detectors(nfeatures: int, model: str, multiscale: bool, provider: str, *, s
     if sift:
         detectors["SIFT"] = cv2.SIFT_create(nfeatures)  # type: ignore[attr-defined]
     return detectors
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(
-            column, justify="left" if column in ("photograph", "method") else "right", no_wrap=True
-        )
-    return table
 
 
 def _add_demo_row(table: Table, name: str, result: "Comparison") -> None:

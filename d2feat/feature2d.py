@@ -26,7 +26,7 @@ from .bindings import (
 )
 from .errors import InputError
 from .features import Features, Floats
-from .images import Image, as_image, as_mask
+from .images import Image, allowed_at, as_image, as_mask
 from .keypoints import describable, read_keypoints
 from .model import DEFAULT, is_path
 from .rotations import pool_rotations
@@ -282,9 +282,7 @@ class D2Feature(Feature2DObject):
         scales = outputs.scales * factor
         features = Features(keypoints, outputs.scores, scales, descriptors, (width, height), angles)
         if allowed is not None and len(features):
-            # As cv2.KeyPointsFilter.runByPixelsMask reads a mask.
-            column, row = (keypoints + np.float32(0.5)).astype(np.int64).T
-            features = features[allowed[row.clip(0, height - 1), column.clip(0, width - 1)]]
+            features = features[allowed_at(allowed, keypoints)]
         if threshold > 0:
             features = features[features.scores > threshold]
         # Not a slice, which would keep all descriptors alive.

@@ -188,6 +188,12 @@ def as_mask(mask: Any, shape: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
     return np.asarray(mask != 0)
 
 
+def allowed_at(mask: npt.NDArray[np.bool_], points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """N bool: the H x W mask at N x 2 points (x, y), as `cv2.KeyPointsFilter.runByPixelsMask` reads it."""
+    column, row = (points + np.float32(0.5)).astype(np.int64).T
+    return np.asarray(mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)])
+
+
 def _remedy(dtype: np.dtype[Any]) -> str:
     if dtype == np.bool_:
         return "convert it with image.astype(np.uint8) * 255"

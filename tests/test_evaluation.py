@@ -1,6 +1,7 @@
 """Metrics against cases computed by hand, and evaluations whose outcome is known beforehand."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import d2feat
@@ -239,10 +241,10 @@ def test_an_image_without_features(name: str) -> None:
     flat = method.extract(np.full((64, 64, 3), 128, np.uint8))
     assert flat.points.shape == (0, 2)
     assert len(flat.descriptors) == 0
-    pair = sequences.evaluate_pair(flat, flat, EYE, (64, 64), (64, 64))
-    assert pair["matches"] == 0
-    assert set(pair["corner_errors"]) == set(pair["legacy_corner_errors"]) == {None}
-    assert pair["localisation"] is None
+    pair = sequences.evaluate_pair("flat", 2, flat, flat, EYE, (64, 64), (64, 64))
+    assert pair.matches == 0
+    assert set(pair.corner_errors) == set(pair.legacy_corner_errors) == {None}
+    assert pair.localisation is None
 
 
 def test_akaze_runs_or_says_why_not(photo: np.ndarray) -> None:
@@ -373,6 +375,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_sequences_as_oxford_has_them_and_one_alone(folder: Path) -> None:
+    for path in list((folder / "v_two").iterdir()):
+        path.rename(
+            path.with_name(re.sub(r"^H_1_(\d)$", r"H1to\1p", re.sub(r"^(\d\.)", r"img\1", path.name)))
+        )
+    assert (folder / "v_two/img3.bmp").is_file()
+    assert (folder / "v_two/H1to3p").is_file()
+    both = evaluate(read_sequences(folder), [perfect()], 40).methods[0]
+    assert [(pair.sequence, pair.image) for pair in both.pairs] == [
+        ("i_one", 2), ("i_one", 3), ("v_two", 2), ("v_two", 3),
+    ]  # fmt: skip
+    assert both.overall.mma == (1.0,) * 10
+    (alone,) = read_sequences(folder / "v_two")
+    assert (alone.name, list(alone.homographies)) == ("v_two", [2, 3])
+
+
 def test_a_perfect_method_scores_perfectly(folder: Path) -> None:
     result = evaluate(read_sequences(folder), [perfect()], 40).methods[0]
     assert [(pair.sequence, pair.image) for pair in result.pairs] == [
@@ -422,7 +440,7 @@ def test_broken_sequences_are_named(folder: Path) -> None:
     with pytest.raises(d2feat.InputError, match=r"nowhere"):
         read_sequences(folder / "nowhere")
     with pytest.raises(d2feat.InputError, match=r"no sequences"):
-        read_sequences(folder / "i_one")
+        read_sequences(Path(__file__).parent / "programs")
     with pytest.raises(d2feat.InputError, match=r"graf.*i_one, v_two"):
         read_sequences(folder, ["graf"])
     with warnings.catch_warnings(action="error"):
@@ -563,6 +581,29 @@ def test_the_command_writes_table_json_and_picture(folder: Path) -> None:
     picture = cv2.imread(str(folder / "out" / "mma.png"))
     assert picture is not None
     assert picture.std() > 5
+
+
+def test_tables_show_every_name_in_eighty_columns(folder: Path) -> None:
+    names = [f"d2net-{kind} single scale" for kind in ("int8", "float", "lite", "lite-int8", "paper")]
+    evaluation = evaluate(read_sequences(folder), [perfect(name) for name in [*names, "sift", "orb"]], 40)
+    console = Console(width=80, file=io.StringIO())
+    for table in report.tables(evaluation):
+        console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    by_sequence = shown[shown.index("MMA@3 by sequence") :]
+    for name in (*names, "sift", "orb"):
+        assert by_sequence.count(name) == 1
+    assert by_sequence.count("i_one") == by_sequence.count("v_two") == by_sequence.count("MMA@3") > 1
+
+
+def test_figures_are_shown_where_they_cannot_be_written(folder: Path) -> None:
+    (folder / "out/evaluation.json").mkdir(parents=True)
+    arguments = ["sequences", str(folder), "--methods", "orb", "--nfeatures", "64", "-o", str(folder / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code != 0
+    assert "MMA@1" in result.output
 
 
 def test_the_synthetic_command() -> None:

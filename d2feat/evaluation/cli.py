@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import D2FeatError
 from ..options import Multiscale
 from ..sfm.cli import eval_localization, eval_night, eval_retrieval
+from ..terminal import stage_progress
 from .methods import Method, open_methods
 from .pose import evaluate_poses, pose_table, read_pose_pairs
 from .report import draw_curves, tables, write_json
@@ -73,7 +73,7 @@ def synthetic(
 ) -> None:
     """Compare on sequences made from PHOTOS, with exact truth: change of light (i_) and of viewpoint (v_)."""
     made = make_sequences(photos, count, seed)
-    data = f"{count} photographs of {photos}, seed {seed}"
+    data = f"{len(made)} photographs of {photos}, seed {seed}"
     _run(made, data, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
 
 
@@ -95,7 +95,7 @@ def pose(
     console = Console(highlight=False)
     found = read_pose_pairs(pairs)
     opened = _open([*_split(methods), *(model or [])], nfeatures, multiscale, rotations, console)[0]
-    with _progress() as progress:
+    with stage_progress() as progress:
         task = progress.add_task("", total=len(found) * len(opened))
         folder = pairs.parent if images is None else images
         results = evaluate_poses(found, folder, opened, lambda: progress.update(task, advance=1))
@@ -115,7 +115,7 @@ def _run(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     methods, skipped = _open(names, nfeatures, multiscale, rotations, console)
-    with _progress() as progress:
+    with stage_progress() as progress:
         images = sum(1 + len(sequence.homographies) for sequence in found)
         task = progress.add_task("", total=images * len(methods))
         evaluation = evaluate(
@@ -126,12 +126,14 @@ def _run(
             lambda what: progress.update(task, advance=1, description=what),
             data,
         )
+    try:
+        if out is not None:  # first, for the output may go to a program that reads a part of it
+            write_json(evaluation, out / "evaluation.json")
+            draw_curves(evaluation, out / "mma.png")
+    finally:
+        for table in tables(evaluation):
+            console.print(table)
     if out is not None:
-        write_json(evaluation, out / "evaluation.json")  # whatever becomes of the rest
-    for table in tables(evaluation):
-        console.print(table)
-    if out is not None:
-        draw_curves(evaluation, out / "mma.png")
         console.print(f"wrote {out / 'evaluation.json'} and {out / 'mma.png'}", markup=False, soft_wrap=True)
 
 
@@ -144,11 +146,6 @@ def _open(
     if not methods:
         raise D2FeatError("no method is left to evaluate")
     return methods, skipped
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _split(names: str) -> list[str]:

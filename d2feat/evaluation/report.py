@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,13 +16,15 @@ from .legacy import RATIO
 from .metrics import CORRECT, THRESHOLDS
 from .sequences import Evaluation, MethodResult, Summary
 
+WIDTH: Final = 80
+
 # Okabe & Ito's colours, told apart by the colour-blind.
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS: Final = "osD^vP*"
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Four tables: matching, homographies, the legacy recipe, and MMA@3 by sequence; 80 characters wide."""
+    """Matching, homographies, the legacy recipe, and MMA@3 by sequence; `WIDTH` characters wide at most."""
     budget = f"{evaluation.nfeatures} features" if evaluation.nfeatures > 0 else "all features"
     pairs = evaluation.methods[0].overall.pairs if evaluation.methods else 0
     within = [f"<={threshold} px" for threshold in evaluation.corner_thresholds]
@@ -46,7 +49,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
         f"px: median error of correct matches; rep.: repeatability; score: matching score; at {CORRECT:g} px"
     )
     legacy.caption = "distinct: inliers' places in image 1 that are more than a pixel apart"
-    return [matching, fitted, legacy, _by_sequence(evaluation.methods)]
+    return [matching, fitted, legacy, *_by_sequence(evaluation.methods)]
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
@@ -110,11 +113,24 @@ def _matching_cells(summary: Summary) -> list[str]:
     ]
 
 
-def _by_sequence(methods: Sequence[MethodResult]) -> Table:
-    table = _table("MMA@3 by sequence", ["", *(escape(result.name) for result in methods)])
-    for name in methods[0].sequences if methods else ():
-        table.add_row(escape(name), *_shares([result.sequences[name].mma[2] for result in methods]))
-    return table
+def _by_sequence(methods: Sequence[MethodResult]) -> list[Table]:
+    """A table of as many methods as its width has room for, and more of the others."""
+    names = list(methods[0].sequences) if methods else []
+    room = WIDTH - 2 - max(map(cell_len, names), default=0)
+    groups, left = list[list[MethodResult]](), 0
+    for result in methods:
+        column = 1 + cell_len(result.name)
+        if column > left:
+            groups.append([])
+            left = room
+        groups[-1].append(result)
+        left -= column
+    found = []
+    for group in groups:
+        found.append(_table("MMA@3 by sequence", ["", *(escape(result.name) for result in group)]))
+        for name in names:
+            found[-1].add_row(escape(name), *_shares([result.sequences[name].mma[2] for result in group]))
+    return found
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:

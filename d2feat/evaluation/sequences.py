@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -131,8 +130,10 @@ class Evaluation:
 def read_sequences(folder: Path, only: Sequence[str] = ()) -> list[ImageSequence]:
     """Sequences in HPatches' layout: SEQUENCE/1.ppm, 2.ppm, ... (any format), H_1_2, ... (text, 3 x 3).
 
+    Or in that of the Oxford affine sequences: img1.ppm, img2.ppm, ... and H1to2p, ...
+
     Args:
-        folder: the folder of sequence folders.
+        folder: the folder of sequence folders, or one of these.
         only: names of sequences to read; all by default.
 
     Raises:
@@ -141,9 +142,13 @@ def read_sequences(folder: Path, only: Sequence[str] = ()) -> list[ImageSequence
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    found = {path.parent.name: path.parent for path in sorted(folder.glob("*/H_1_*"))}
+    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    found = {path.resolve().name: path for path in folders if _truths(path)}
     if not found:
-        raise InputError(f"no sequences in {folder}: folders with images 1, 2, ... and H_1_2, ...")
+        raise InputError(
+            f"no sequences in {folder}: folders with images 1, 2, ... and H_1_2, ..., or img1, img2, ... and "
+            "H1to2p, ..."
+        )
     unknown = [name for name in only if name not in found]
     if unknown:
         raise InputError(f"no sequence {', '.join(unknown)} in {folder}; there are {', '.join(found)}")
@@ -179,14 +184,24 @@ def evaluate(
                 advance(f"{sequence.name}, {method.name}")
             sizes = {number: (image.shape[1], image.shape[0]) for number, image in images.items()}
             for number, homography in sequence.homographies.items():
-                pair = evaluate_pair(found[1], found[number], homography, sizes[1], sizes[number])
-                results[method.name].append(PairResult(sequence.name, number, **pair))
+                results[method.name].append(
+                    evaluate_pair(
+                        sequence.name, number, found[1], found[number], homography, sizes[1], sizes[number]
+                    )
+                )
     summarised = tuple(_method_result(method, results[method.name]) for method in methods)
     return Evaluation(nfeatures, summarised, skipped or {}, data)
 
 
-def evaluate_pair(one: Extraction, two: Extraction, H: Floats, size1: Size, size2: Size) -> dict[str, Any]:
-    """The figures of `PairResult`, by name, of two images' features."""
+def evaluate_pair(
+    sequence: str, number: int, one: Extraction, two: Extraction, H: Floats, size1: Size, size2: Size
+) -> PairResult:
+    """The figures of the features of a sequence's first image and of another, by its number.
+
+    Args:
+        H: 3 x 3, first image to the other.
+        size1, size2: (width, height) of the images.
+    """
     matches = mutual_matches(one, two)
     errors = metrics.match_errors(one.points, two.points, matches, H)
     legacy = run_legacy(one, two)
@@ -195,19 +210,21 @@ def evaluate_pair(one: Extraction, two: Extraction, H: Floats, size1: Size, size
     def corner_errors(fits: Iterable[Fit]) -> tuple[float | None, ...]:
         return tuple(_finite(metrics.corner_error(fit.homography, H, size1)) for fit in fits)
 
-    return {
-        "features": (len(one.points), len(two.points)),
-        "matches": len(matches),
-        "accuracy": tuple(metrics.matching_accuracy(errors).tolist()),
-        "matching_score": metrics.matching_score(*both, matches, H, size1, size2),
-        "repeatability": metrics.repeatability(*both, H, size1, size2),
-        "localisation": _finite(metrics.localisation(errors)),
-        "corner_errors": corner_errors(fit_homographies(*both, matches, cv2.USAC_MAGSAC)),
-        "legacy_matches": len(legacy.matches),
-        "legacy_inliers": float(np.mean([len(fit.inliers) for fit in legacy.fits])),
-        "legacy_distinct": float(np.mean([metrics.distinct(places[fit.inliers]) for fit in legacy.fits])),
-        "legacy_corner_errors": corner_errors(legacy.fits),
-    }
+    return PairResult(
+        sequence=sequence,
+        image=number,
+        features=(len(one.points), len(two.points)),
+        matches=len(matches),
+        accuracy=tuple(metrics.matching_accuracy(errors).tolist()),
+        matching_score=metrics.matching_score(*both, matches, H, size1, size2),
+        repeatability=metrics.repeatability(*both, H, size1, size2),
+        localisation=_finite(metrics.localisation(errors)),
+        corner_errors=corner_errors(fit_homographies(*both, matches, cv2.USAC_MAGSAC)),
+        legacy_matches=len(legacy.matches),
+        legacy_inliers=float(np.mean([len(fit.inliers) for fit in legacy.fits])),
+        legacy_distinct=float(np.mean([metrics.distinct(places[fit.inliers]) for fit in legacy.fits])),
+        legacy_corner_errors=corner_errors(legacy.fits),
+    )
 
 
 def summarise(pairs: Sequence[PairResult]) -> Summary:
@@ -251,9 +268,9 @@ def _method_result(method: Method, pairs: Sequence[PairResult]) -> MethodResult:
 
 def _read_sequence(folder: Path) -> ImageSequence:
     homographies = {}
-    for path in folder.glob("H_1_*"):
+    for path in _truths(folder):
         try:
-            number = int(path.name.removeprefix("H_1_"))
+            number = int(path.name.removeprefix("H_1_").removeprefix("H1to").removesuffix("p"))
             with warnings.catch_warnings(action="ignore"):  # of an empty file
                 matrix = np.loadtxt(path)
         except (ValueError, OSError) as error:
@@ -265,12 +282,18 @@ def _read_sequence(folder: Path) -> ImageSequence:
         homographies[number] = matrix
     paths = {}
     for number in (1, *homographies):
-        files = sorted(folder.glob(f"{number}.*"))
+        files = [*sorted(folder.glob(f"{number}.*")), *sorted(folder.glob(f"img{number}.*"))]
         candidates = [path for path in files if cv2.haveImageReader(cv2_path(path))]
         if not candidates:
             raise InputError(f"{folder} has no image {number} that OpenCV can read")
         paths[number] = candidates[0]
-    return ImageSequence(folder.name, partial(_load, paths), dict(sorted(homographies.items())))
+    load = partial(_load, paths)
+    return ImageSequence(folder.resolve().name, load, dict(sorted(homographies.items())))
+
+
+def _truths(folder: Path) -> list[Path]:
+    """The files of homographies in a folder."""
+    return [*folder.glob("H_1_*"), *folder.glob("H1to*p")]
 
 
 def _load(paths: dict[int, Path], number: int) -> Image:

@@ -9,13 +9,13 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..errors import D2FeatError, InputError
 from ..feature2d import create
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
+from ..terminal import figure_table, stage_progress
 from .layout import DATABASE_FILE, FEATURES_FILE, MODEL_FOLDER, SIFT_FOLDER
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def reconstruct(
         runs.append((methods.sift(nfeatures), out / SIFT_FOLDER))
     results: dict[str, Any] = {}
     for method, folder in runs:
-        with _progress() as progress:
+        with stage_progress() as progress:
             bars: dict[str, Any] = {}
 
             def advance(stage: str, done: int, total: int) -> None:
@@ -148,7 +148,9 @@ def eval_localization(folder: Reconstruction) -> None:
     from .leave_one_out import leave_one_out
     from .methods import D2NET, D2NET_MATCHING, SIFT, SIFT_MATCHING
 
-    table = _columns("method", "photos", "found", "rotation, deg", "90 %", "position, %", "90 % ", "inliers")
+    table = figure_table(
+        "method", "photos", "found", "rotation, deg", "90 %", "position, %", "90 % ", "inliers"
+    )
     # Features are read from the reconstruction: nothing is extracted, only the rules of matching matter.
     rules = {D2NET: (folder, D2NET_MATCHING), SIFT: (folder / SIFT_FOLDER, SIFT_MATCHING)}
     for name, (place, matching) in rules.items():
@@ -200,7 +202,7 @@ def eval_retrieval(folder: Reconstruction) -> None:
     seconds = time.perf_counter() - start
     everything = len(exhaustive(names))
     agreement = previews(folder / FEATURES_FILE, names)
-    table = _columns("neighbours", "pairs", "of all", "verified pairs found", "their inliers")
+    table = figure_table("neighbours", "pairs", "of all", "verified pairs found", "their inliers")
     for count in range(1, len(names)):
         pairs = retrieved(names, vectors, agreement, count)
         inliers = sum(verified.get(pair, 0) for pair in pairs) / sum(verified.values())
@@ -238,7 +240,7 @@ def _outcome(found: "Localized") -> str:
 
 def _table(results: "dict[str, Result]") -> Table:
     """The paper's table (section 5.2), one method a row."""
-    table = _columns("method", "images", "3D points", "observations", "track", "error", "pairs", "time")
+    table = figure_table("method", "images", "points", "observed", "track", "error", "pairs", "time")
     for name, result in results.items():
         figures = result.figures
         table.add_row(
@@ -252,19 +254,7 @@ def _table(results: "dict[str, Result]") -> Table:
             f"{sum(result.seconds.values()):.0f} s",
         )
     table.caption = (
-        "images: registered / all; track: mean length; error: mean reprojection error;\n"
-        "pairs: verified / matched"
+        "images: registered / all; points: in space; observed: how often in images; track: mean\n"
+        "length; error: of reprojection, mean; pairs: verified / matched"
     )
     return table
-
-
-def _columns(*headings: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    return table
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
 from .retrieval import PREVIEWED, SAMPLED, SAMPLES, global_descriptor, learn_words, preview
-from .stages import check_source, claim, extract_photos, is_foreign, match_photos
+from .stages import check_source, claim, extract_photos, is_foreign, match_photos, write_json
 
 PAIRINGS: Final = ("auto", "exhaustive", "sequential", "retrieval")
 
@@ -132,7 +131,7 @@ def reconstruct(
         result = Result(
             figures(model, len(names)), len(pairs), len(verified_pairs(out / DATABASE_FILE)), seconds
         )
-        (out / "report.json").write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+        write_json(out / "report.json", dataclasses.asdict(result))
         return result
 
 
@@ -152,7 +151,8 @@ def choose_pairs(names: Sequence[str], out: Path, pairing: str) -> list[Pair]:
         pairs = exhaustive(names) if pairing == "exhaustive" else sequential(names)
     else:
         pairs = listed(names, Path(pairing))
-    (out / PAIRS_FILE).write_text("".join(_pair_lines(pairs)), encoding="utf-8")
+    with hdf5.taking_place(out / PAIRS_FILE) as partial:
+        partial.write_text("".join(_pair_lines(pairs)), encoding="utf-8")
     return pairs
 
 

@@ -52,7 +52,7 @@ def claim(out: Path, settings: dict[str, Any], later: dict[str, Any] | None = No
             )
         if complete:
             return
-    _write_json(path, settings | later)
+    write_json(path, settings | later)
 
 
 def read_settings(out: Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def check_source(out: Path, name: str, derived: Sequence[str]) -> None:
                 f"{out / name} was replaced since it was used for {', '.join(stale)} in {out}; "
                 "remove these, or put the file back"
             )
-    _write_json(path, {**noted, name: now})
+    write_json(path, {**noted, name: now})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -107,10 +107,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    fresh = path.with_suffix(".partial")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    with hdf5.taking_place(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def extract_photos(
