@@ -1,6 +1,8 @@
 """The command ``d2feat``: match two images, a demonstration, what this installation is, and models."""
 
+import io
 import math
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -246,6 +248,9 @@ def export_model(
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what it cannot
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

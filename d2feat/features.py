@@ -37,7 +37,9 @@ class Features:
         return len(self.keypoints)
 
     def __getitem__(self, index: Any) -> "Features":
-        """The features that `index` selects, a slice, mask or array of indices."""
+        """The features that `index` selects, a slice, mask, array of indices or one index."""
+        if isinstance(index, (int, np.integer)):
+            index = [index]
         return Features(
             self.keypoints[index],
             self.scores[index],

@@ -62,7 +62,7 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("D2FEAT_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     usual = os.environ.get({"win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME"))
     if usual and sys.platform != "darwin":
         return Path(usual) / "d2feat"

@@ -8,7 +8,7 @@ import shutil
 import time
 import types
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +64,19 @@ def read_pairs(path: Path, names: Collection[str]) -> list[Pair]:
     return list(dict.fromkeys(pairs))
 
 
+def check_flat_names(names: Iterable[str]) -> None:
+    """See that no two images have one name in pairs, where a slash is written as a hyphen.
+
+    Raises:
+        InputError: two have.
+    """
+    flat: dict[str, str] = {}
+    for name in names:
+        other = flat.setdefault(hdf5.flat_name(name), name)
+        if other != name:
+            raise InputError(f"hloc's layout has one name for the images {other} and {name}: rename one")
+
+
 def match_features(one: Features, two: Features, **rule: Any) -> Matches:
     """Mutual nearest neighbours, as `d2feat.match` finds them; scores are (1 + cosine) / 2, as hloc's."""
     indices, distance = match_indices(one.descriptors, two.descriptors, **rule)
@@ -89,11 +102,7 @@ def match_pairs(
     Raises:
         InputError: there is no such file, it lacks an image of the pairs, or two names are one in the layout.
     """
-    flat: dict[str, str] = {}
-    for name in itertools.chain.from_iterable(pairs):
-        other = flat.setdefault(hdf5.flat_name(name), name)
-        if other != name:
-            raise InputError(f"hloc's layout has one name for the images {other} and {name}: rename one")
+    check_flat_names(itertools.chain.from_iterable(pairs))
     folder = out.with_name(out.name + ".parts")
     by_first: dict[str, list[str]] = {}
     for first, second in pairs:

@@ -115,6 +115,8 @@ def check_several(images: Any) -> None:
         one = images.ndim < several_of or (several_of == 3 == images.ndim and images.shape[2] <= 4)
     if one or not isinstance(images, Iterable):
         kind = type(images).__name__
+        if isinstance(images, cv2.VideoCapture):
+            raise InputError("of a VideoCapture give the frames: a generator that yields what read() does")
         raise InputError(f"a list of images or paths is meant, not one {kind}: put it into a list")
 
 

@@ -60,19 +60,21 @@ def test_features_pickle(features: d2feat.Features) -> None:
     assert_same_features(twin, features)
 
 
-@pytest.mark.parametrize("kind", ["slice", "mask", "indices", "nothing"])
+@pytest.mark.parametrize("kind", ["slice", "mask", "indices", "nothing", "one"])
 def test_features_are_selected_together(kind: str, features: d2feat.Features) -> None:
     rows = {
         "slice": np.arange(3, 20, 2),
         "mask": np.flatnonzero(features.keypoints[:, 0] < 50),
         "indices": np.array([7, 2, 2]),
         "nothing": np.arange(0),
+        "one": np.array([5]),
     }[kind]
     index = {
         "slice": slice(3, 20, 2),
         "mask": features.keypoints[:, 0] < 50,
         "indices": [7, 2, 2],
         "nothing": slice(0),
+        "one": 5,
     }[kind]
     some = features[index]
     assert len(some) == len(rows)

@@ -1,6 +1,8 @@
 """Programs written for OpenCV's detectors, with D2-Net in their place: in process and as whole programs."""
 
 import copy
+import functools
+import inspect
 import json
 import os
 import pickle
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 import d2feat
+from d2feat.evaluation import open_methods
 from d2feat.evaluation.metrics import corner_error
 from d2feat.legacy import replacements
 from d2feat.legacy.__main__ import parse_options
@@ -400,6 +403,63 @@ def test_binary_descriptors_keep_hamming(image: np.ndarray, other_image: np.ndar
 
         assert MineInstalled.__mro__[1:] == Mine.__mro__[1:]
         assert issubclass(MineInstalled, cv2.BFMatcher)
+
+
+def test_replaced_matchers_are_classes_and_can_be_pickled(image: np.ndarray) -> None:
+    @functools.singledispatch
+    def kind(_: Any) -> str:
+        return "other"
+
+    with d2feat.installed(**OPTIONS):
+        kind.register(cv2.BFMatcher, lambda _: "brute force")
+        for matcher in (cv2.BFMatcher(), cv2.BFMatcher(cv2.NORM_HAMMING)):
+            assert kind(matcher) == "brute force"
+            match matcher:
+                case cv2.FlannBasedMatcher():
+                    pytest.fail("it is none")
+                case cv2.BFMatcher():
+                    pass
+                case _:
+                    pytest.fail("it is one")
+        assert isinstance(None, cv2.BFMatcher | None)
+        assert issubclass(cv2.BFMatcher, cv2.DescriptorMatcher)
+        assert inspect.isclass(cv2.FlannBasedMatcher)
+        for made in (
+            *(cv2.BFMatcher, cv2.FlannBasedMatcher, cv2.DescriptorMatcher, cv2.flann_Index, cv2.flann.Index),
+            *(cv2.BFMatcher_create, cv2.DescriptorMatcher.create, cv2.AffineFeature_create, cv2.SIFT_create),
+            *(cv2.AffineFeature.create, cv2.Stitcher, cv2.detail.computeImageFeatures2),
+        ):
+            assert pickle.loads(pickle.dumps(made)) == made
+
+
+@pytest.mark.parametrize("empty", [None, np.zeros((0, 5, 3), np.uint8)])
+def test_in_an_empty_image_there_is_nothing(empty: Any) -> None:
+    orb = cv2.ORB_create()
+    keypoint = cv2.KeyPoint(5, 5, 31)
+
+    def answers(sift: Any, orb: Any) -> list[Any]:
+        found = [sift.detect(empty), sift.detect(empty, None), orb.detectAndCompute(empty, None)]
+        (alone,), nothing = sift.compute(empty, [keypoint])
+        ((listed,),), (none,) = sift.compute([empty], [[keypoint]])
+        assert alone.pt == listed.pt == (5, 5)
+        assert nothing is none is None
+        with pytest.raises(cv2.error):
+            sift.detectAndCompute(empty, None)
+        return found
+
+    expected = answers(cv2.SIFT_create(), orb)
+    with d2feat.installed("sift,orb", **OPTIONS):
+        assert answers(cv2.SIFT_create(), cv2.ORB_create()) == expected == [(), (), ((), None)]
+
+
+def test_the_evaluation_does_not_take_d2net_for_sift(image: np.ndarray) -> None:
+    with d2feat.installed("sift,orb", **OPTIONS):
+        for name in ("sift", "rootsift", "orb"):
+            with pytest.raises(
+                d2feat.InputError, match=r"cv2\.(SIFT|ORB) is D2-Net while d2feat is installed"
+            ):
+                open_methods([name], 100)
+    assert open_methods(["sift"], 100)[0][0].extract(image).descriptors.max() > 2
 
 
 def test_the_change_of_distance_is_reported_once(image: np.ndarray) -> None:

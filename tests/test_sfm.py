@@ -1,5 +1,6 @@
 """Structure from motion, localisation and retrieval on a scene whose cameras are known."""
 
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ from d2feat.images import digest
 from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
 from d2feat.sfm.colmap import pycolmap
 from d2feat.sfm.database import build_database
-from d2feat.sfm.localize import Map, benchmark_line, localize_photos, read_queries
+from d2feat.sfm.localize import Map, benchmark_line, calibrated, localize, localize_photos, read_queries
 from d2feat.sfm.night import darken_half
 from d2feat.sfm.reconstruct import Result, reconstruct
 
@@ -441,6 +442,35 @@ def test_a_further_photo_is_localised(
     np.testing.assert_allclose(translation, found.pose.translation, atol=1e-7)
 
 
+@pytest.mark.parametrize(("shown", "expected"), [(1.0, "the map's"), (0.7, "estimated")])
+def test_without_exif_the_camera_is_the_maps_unless_another_fits_better(
+    built: tuple[Path, Result], tmp_path: Path, shown: float, expected: str
+) -> None:
+    image = render(QUERY, height=1.8).image
+    height, width = (round(side * shown) for side in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    part = image[top : top + height, left : left + width]
+    cv2.imwrite(str(tmp_path / "query.png"), cv2.resize(part, image.shape[1::-1]))
+    features = method().extract(photos.read_photo(tmp_path / "query.png"))
+
+    def guess() -> Any:
+        return photos.cameras_of(tmp_path, ["query.png"])["query.png"]
+
+    with Map(built[0]) as place:
+        (camera,) = (calibrated(one) for one in place.model.cameras.values())
+        poses = {
+            name: localize(place, "query.png", features, *cameras).pose.matrix()
+            for name, cameras in {
+                "the map's": (camera, {}),
+                "estimated": (guess(), {}),
+                "chosen": (camera, {}, guess()),
+            }.items()
+        }
+    np.testing.assert_allclose(poses["chosen"], poses.pop(expected), atol=1e-6)
+    del poses["chosen"]
+    assert all(np.abs(one - other).max() > 1e-3 for one, other in itertools.combinations(poses.values(), 2))
+
+
 def test_a_photo_of_something_else_gets_no_pose(built: tuple[Path, Result], tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (216, 288, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "noise.png"), cv2.GaussianBlur(noise, (0, 0), 2))
@@ -840,6 +870,13 @@ def test_a_photo_whose_orientation_colmap_cannot_read_is_taken_as_it_is_stored(t
 def test_photos_of_one_camera_share_it(folder: Path, tmp_path: Path) -> None:
     found = photos.cameras_of(folder, photos.find_photos(folder))
     assert len({id(camera) for camera in found.values()}) == 1
+    own = photos.cameras_of(folder, photos.find_photos(folder), own=True)
+    assert len({id(camera) for camera in own.values()}) == len(found)
+    (tmp_path / "a").mkdir()
+    for name in ("a/b.png", "a-b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((40, 60, 3), np.uint8))
+    with pytest.raises(InputError, match=r"one name for the images a-b\.png and a/b\.png"):
+        reconstruct(tmp_path, tmp_path.parent / "out", method())
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 60, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((60, 40, 3), np.uint8))
     assert len({id(camera) for camera in photos.cameras_of(tmp_path, ["a.png", "b.png"]).values()}) == 2
@@ -885,6 +922,7 @@ def test_the_commands(built: tuple[Path, Result], folder: Path, tmp_path: Path) 
     rows = {line.split()[0]: line.split() for line in done.output.splitlines() if line}
     assert rows["D2-Net"][1:5] == ["5", "/", "5", str(built[1].figures.points)]
     assert rows["SIFT"][1:4] == ["5", "/", "5"]
+    assert "5 photographs whose EXIF tells no focal length are taken for those of one camera" in done.output
     query, poses = folder / "b.png", tmp_path / "poses.txt"
     done = run(app, ["localize", str(out), str(query), "-o", str(poses), *OPTIONS])
     assert done.exit_code == 0, done.output

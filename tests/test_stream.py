@@ -95,6 +95,10 @@ def test_one_image_is_not_several(
     for one in (str(paths[0]), paths[0], images[0], images[0][..., 0], cv2.UMat(images[0]), 3):
         with pytest.raises(d2feat.InputError, match="a list of images or paths is meant, not one"):
             detector.stream(one)
+    with pytest.raises(
+        d2feat.InputError, match=r"VideoCapture .* a generator that yields what read\(\) does"
+    ):
+        detector.stream(cv2.VideoCapture())
     assert len(list(detector.stream(np.stack([images[0][..., 0]] * 2)))) == 2
 
 

@@ -19,7 +19,7 @@ from ..hdf5 import image_names, import_h5py, open_hdf5
 from ..images import digest, is_utf8
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
-from ..pairs import match_pairs, read_pairs
+from ..pairs import check_flat_names, match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
 from .parts import join_parts, parts_folder, still_to_do
@@ -87,6 +87,8 @@ def extract(
     if match not in ("", "all") and not Path(match).is_file():
         raise InputError(f"--match is a file of pairs or all; there is no file {match}")
     pairs = [] if match in ("", "all") else read_pairs(Path(match), {*images, *_held(out)})
+    if match:
+        check_flat_names({*images, *_held(out)} if match == "all" else itertools.chain.from_iterable(pairs))
     detector = D2Feature(
         nfeatures,
         scales=None if multiscale else (1.0,),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..affine import AffineFeature
+from ..errors import InputError
 from ..feature2d import D2Feature, create
 from ..images import Image
 from ..matching import match_indices
@@ -55,6 +56,7 @@ def open_methods(
 
     Raises:
         ModelError: there is no such model.
+        InputError: d2feat is installed (`d2feat.install`) in the place of one of OpenCV's.
     """
     methods: list[Method] = []
     skipped = {}
@@ -96,7 +98,7 @@ def mutual_matches(one: Extraction, two: Extraction) -> Indices:
 
 
 def _sift(nfeatures: int, root: bool = False, contrast: float = 0.04) -> Callable[[Image], Extraction]:
-    detector = cv2.SIFT.create(nfeatures, contrastThreshold=contrast)
+    detector = _opencvs("SIFT").create(nfeatures, contrastThreshold=contrast)
 
     def extract(image: Image) -> Extraction:
         found = _best(detector.detectAndCompute(image, None), nfeatures, cv2.NORM_L2, 128)
@@ -118,7 +120,7 @@ def _faint_sift(nfeatures: int) -> Callable[[Image], Extraction]:
 
 
 def _orb(nfeatures: int) -> Callable[[Image], Extraction]:
-    detector = cv2.ORB.create(nfeatures if nfeatures > 0 else 1_000_000)
+    detector = _opencvs("ORB").create(nfeatures if nfeatures > 0 else 1_000_000)
 
     def extract(image: Image) -> Extraction:
         return _best(detector.detectAndCompute(image, None), nfeatures, cv2.NORM_HAMMING, 32)
@@ -128,12 +130,21 @@ def _orb(nfeatures: int) -> Callable[[Image], Extraction]:
 
 def _akaze(nfeatures: int) -> Callable[[Image], Extraction]:
     # The default threshold of 1e-3 leaves it far short of the budget.
-    detector = cv2.AKAZE_create(threshold=1e-4)  # type: ignore[attr-defined]  # OpenCV 4 has it
+    detector = _opencvs("AKAZE").create(threshold=1e-4)
 
     def extract(image: Image) -> Extraction:
         return _best(detector.detectAndCompute(image, None), nfeatures, cv2.NORM_HAMMING, 61)
 
     return extract
+
+
+def _opencvs(name: str) -> Any:
+    cls = getattr(cv2, name)
+    if issubclass(cls, D2Feature):
+        raise InputError(
+            f"cv2.{name} is D2-Net while d2feat is installed in its place; measure it before or after"
+        )
+    return cls
 
 
 _CV2: Final[dict[str, Callable[[int], Callable[[Image], Extraction]]]] = {

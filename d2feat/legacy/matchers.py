@@ -6,6 +6,7 @@ two unrelated descriptors are as many "bits" apart as two of ORB's are, for prog
 number.
 """
 
+import types
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,37 +23,40 @@ _HAMMING: Final = (cv2.NORM_HAMMING, cv2.NORM_HAMMING2)
 _LSH, _KD_TREE = 6, 1
 
 
-class Facade:
-    """Stands where a class of cv2 stood: calls go to a function, all else to the class."""
+class Facade(type):
+    """Type of the classes that stand where those of cv2 stood: calls go to a function, all else to these."""
 
-    def __init__(self, real: Any, make: Callable[..., Any]) -> None:
-        self._real, self.create = real, make
+    _real: Any
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __new__(mcs, name: str, bases: tuple[Any, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
+        """A subclass, of the real one."""
+        real = tuple(base._real if isinstance(base, Facade) else base for base in bases)
+        return types.new_class(name, real, kwargs, lambda body: body.update(namespace))
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make one."""
-        return self.create(*args, **kwargs)
+        return cls.create(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_real":  # while it is copied
-            raise AttributeError(name)
-        return getattr(self._real, name)
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls._real, name)
 
-    def __instancecheck__(self, instance: Any) -> bool:
-        return isinstance(instance, self._real)
+    def __dir__(cls) -> list[str]:
+        return dir(cls._real)
 
-    def __subclasscheck__(self, subclass: Any) -> bool:
-        return issubclass(subclass, self._real)
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls._real)
 
-    def __mro_entries__(self, bases: Any) -> tuple[Any, ...]:
-        return (self._real,)
+    def __subclasscheck__(cls, subclass: Any) -> bool:
+        return issubclass(subclass._real if isinstance(subclass, Facade) else subclass, cls._real)
 
-    def __or__(self, other: Any) -> Any:
-        return self._real | other
+    def __repr__(cls) -> str:
+        return repr(cls._real)
 
-    __ror__ = __or__
 
-    def __repr__(self) -> str:
-        return repr(self._real)
+def facade(real: Any, make: Callable[..., Any]) -> Facade:
+    """The class in place of the class `real`, whose instances `make` makes."""
+    namespace = {"__module__": real.__module__, "_real": real, "create": staticmethod(make)}
+    return type.__new__(Facade, real.__name__, (), namespace)
 
 
 def as_real(value: Any) -> Any:

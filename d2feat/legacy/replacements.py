@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..bindings import cv2_call
 from ..errors import InputError
 from ..feature2d import D2Feature
 from ..features import Features
@@ -145,6 +146,23 @@ class Replacement(D2Feature):
         values: npt.NDArray[Any] = np.rint(descriptors * np.float32(FACTOR) + np.float32(SHIFT)).clip(0, 255)
         return values.astype(np.uint8 if self.descriptorType() == cv2.CV_8U else np.float32)
 
+    # OpenCV finds nothing in no image, such as a part of a frame that lies beyond it, and says so without an
+    # error; but for SIFT's and others' detectAndCompute.
+
+    @cv2_call
+    def detect(self, image: Any, mask: Any = None) -> Any:
+        """As `D2Feature.detect`; nothing in an empty image."""
+        return () if _is_empty(image) else super().detect(image, mask)
+
+    @cv2_call
+    def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> Any:
+        """As `D2Feature.compute`; no descriptors in an empty image."""
+        return (
+            (tuple(keypoints or ()), None)
+            if _is_empty(image)
+            else super().compute(image, keypoints, descriptors)
+        )
+
     def getDefaultName(self) -> str:
         """Name of the replaced class."""
         return f"Feature2D.{type(self).__name__}"
@@ -176,6 +194,10 @@ class Replacement(D2Feature):
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {"_stored": dict(self._stored)}
+
+
+def _is_empty(image: Any) -> bool:
+    return image is None or (isinstance(image, np.ndarray) and image.size == 0)
 
 
 class SIFT(Replacement):
@@ -295,6 +317,15 @@ class ORB(Replacement):
     positional = 9
     filed: ClassVar = {"WTA_K": "wta_k"}
     HARRIS_SCORE, FAST_SCORE = range(2)
+
+    @cv2_call
+    def detectAndCompute(
+        self, image: Any, mask: Any = None, descriptors: Any = None, useProvidedKeypoints: bool = False
+    ) -> Any:
+        """As `D2Feature.detectAndCompute`; nothing in an empty image."""
+        if _is_empty(image):
+            return (), None
+        return super().detectAndCompute(image, mask, descriptors, useProvidedKeypoints)
 
 
 METHODS: Final[dict[str, type[Replacement]]] = {

@@ -1,8 +1,9 @@
 """Which names of cv2 become what while d2feat is installed."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Final
 
 import cv2
@@ -30,9 +31,10 @@ DEFAULT: Final = (
 
 def changes(methods: Sequence[str], length: int) -> Iterator[Change]:
     """All changes for the methods that are replaced by detectors with descriptors of that length."""
-    yield from _detectors(methods)
-    yield from _matchers(length)
-    yield from _consumers()
+    for module, name, new in itertools.chain(_detectors(methods), _matchers(length), _consumers()):
+        if isinstance(new, FunctionType):  # for pickle, which finds functions by their names
+            new.__module__, new.__name__, new.__qualname__ = module.__name__, name, name
+        yield module, name, new
 
 
 def _detectors(methods: Sequence[str]) -> Iterator[Change]:
@@ -57,15 +59,15 @@ def _matchers(length: int) -> Iterator[Change]:
     brute_force = matchers.make_brute_force(cv2.BFMatcher, length)
     flann = matchers.make_flann(cv2.FlannBasedMatcher, length)
     named = matchers.make_named(cv2.DescriptorMatcher_create, brute_force)  # type: ignore[attr-defined]
-    index = matchers.make_flann_index(cv2.flann_Index, length)  # type: ignore[attr-defined]
-    yield cv2, "BFMatcher", matchers.Facade(cv2.BFMatcher, brute_force)
+    index = matchers.facade(cv2.flann.Index, matchers.make_flann_index(cv2.flann.Index, length))
+    yield cv2, "BFMatcher", matchers.facade(cv2.BFMatcher, brute_force)
     yield cv2, "BFMatcher_create", brute_force
-    yield cv2, "FlannBasedMatcher", matchers.Facade(cv2.FlannBasedMatcher, flann)
+    yield cv2, "FlannBasedMatcher", matchers.facade(cv2.FlannBasedMatcher, flann)
     yield cv2, "FlannBasedMatcher_create", flann
-    yield cv2, "DescriptorMatcher", matchers.Facade(cv2.DescriptorMatcher, named)
+    yield cv2, "DescriptorMatcher", matchers.facade(cv2.DescriptorMatcher, named)
     yield cv2, "DescriptorMatcher_create", named
-    yield cv2, "flann_Index", matchers.Facade(cv2.flann_Index, index)  # type: ignore[attr-defined]
-    yield cv2.flann, "Index", matchers.Facade(cv2.flann.Index, index)
+    yield cv2, "flann_Index", index
+    yield cv2.flann, "Index", index
 
 
 def _consumers() -> Iterator[Change]:
@@ -74,17 +76,17 @@ def _consumers() -> Iterator[Change]:
     yield cv2.detail, "computeImageFeatures2", _either(one, _compute_image_features)
     yield cv2.detail, "computeImageFeatures", _either(several, _compute_all_image_features)
     affine = _either(cv2.AffineFeature_create, _affine_feature)  # type: ignore[attr-defined]
-    yield cv2, "AffineFeature", matchers.Facade(cv2.AffineFeature, affine)
+    yield cv2, "AffineFeature", matchers.facade(cv2.AffineFeature, affine)
     yield cv2, "AffineFeature_create", affine
     stitcher = _reported(cv2.Stitcher_create)  # type: ignore[attr-defined]
-    yield cv2, "Stitcher", matchers.Facade(cv2.Stitcher, stitcher)
+    yield cv2, "Stitcher", matchers.facade(cv2.Stitcher, stitcher)
     yield cv2, "Stitcher_create", stitcher
     if hasattr(cv2, "BOWImgDescriptorExtractor"):
         real = cv2.BOWImgDescriptorExtractor
         yield (
             cv2,
             "BOWImgDescriptorExtractor",
-            matchers.Facade(real, _either(real, BOWImgDescriptorExtractor)),
+            matchers.facade(real, _either(real, BOWImgDescriptorExtractor)),
         )
     else:
         yield cv2, "BOWImgDescriptorExtractor", BOWImgDescriptorExtractor

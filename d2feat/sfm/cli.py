@@ -39,6 +39,13 @@ def reconstruct(
     cameras: Annotated[
         Path | None, typer.Option(help="COLMAP model whose cameras are known; only points are computed")
     ] = None,
+    own_cameras: Annotated[
+        bool,
+        typer.Option(
+            "--own-cameras",
+            help="a camera for each photograph whose EXIF does not tell; else those of one size share one",
+        ),
+    ] = False,
     sift: Annotated[bool, typer.Option(help="with COLMAP's SIFT, too, in OUT/sift")] = True,
     nfeatures: FeatureCount = NFEATURES,
     model: Model = DEFAULT,
@@ -47,7 +54,9 @@ def reconstruct(
 ) -> None:
     """Find the cameras of PHOTOS and a sparse model of the scene; go on with it if it was stopped."""
     from . import methods
+    from .database import count_sharing
     from .reconstruct import reconstruct as run
+    from .stages import is_foreign
 
     detector = create(nfeatures, scales=None if multiscale else (1.0,), model=model, provider=provider)
     runs = [(methods.d2net(detector), out)]
@@ -64,12 +73,19 @@ def reconstruct(
                 progress.update(bars[stage], advance=done)  # noqa: B023
 
             try:
-                results[method.name] = run(photos, folder, method, pairs, advance, cameras)
+                result = run(photos, folder, method, pairs, advance, cameras, own_cameras=own_cameras)
+                results[methods.FOREIGN if is_foreign(folder) else method.name] = result
             except D2FeatError as error:
                 if method.name != methods.SIFT:
                     raise
                 console.print(f"{method.name}: {error}", markup=False, soft_wrap=True)
     console.print(_table(results))
+    if cameras is None and (sharing := count_sharing(out / DATABASE_FILE)):
+        console.print(
+            f"{sharing} photographs whose EXIF tells no focal length are taken for those of one camera a "
+            "size; if they are of several, reconstruct with --own-cameras, in another folder",
+            soft_wrap=True,
+        )
     console.print(
         f"wrote {out}: COLMAP's model is {out / 'sparse'}; see {out / 'model.png'}",
         soft_wrap=True,
@@ -146,7 +162,8 @@ def eval_night(
 def eval_localization(folder: Reconstruction) -> None:
     """Localise each photo of the reconstruction in MODEL against the rest; with SIFT's, if it is there."""
     from .leave_one_out import leave_one_out
-    from .methods import D2NET, D2NET_MATCHING, SIFT, SIFT_MATCHING
+    from .methods import D2NET, D2NET_MATCHING, FOREIGN, SIFT, SIFT_MATCHING
+    from .stages import is_foreign
 
     table = figure_table(
         "method", "photos", "found", "rotation, deg", "90 %", "position, %", "90 % ", "inliers"
@@ -172,7 +189,8 @@ def eval_localization(folder: Reconstruction) -> None:
         ]
         found = int(np.isfinite(rotation).sum())
         inliers = f"{np.median([error.inliers for error in errors]):.0f}"
-        table.add_row(name, str(len(errors)), str(found), *cells, inliers)
+        shown = FOREIGN if is_foreign(place) else name
+        table.add_row(shown, str(len(errors)), str(found), *cells, inliers)
     if not table.row_count:
         raise InputError(f"{folder} has no method whose photos could be left out")
     table.caption = "medians and 90th percentiles; position: % of the greatest distance between two cameras"

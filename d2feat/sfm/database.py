@@ -1,6 +1,7 @@
 """COLMAP's database: cameras, photos, keypoints, matches, and which pairs of photos agree on a geometry."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -79,6 +80,18 @@ def verified_pairs(path: Path) -> dict[Pair, int]:
         ids, counts = database.read_two_view_geometry_num_inliers()
     pairs = (sorted(names[i] for i in pycolmap.pair_id_to_image_pair(pair)) for pair in ids)
     return {(one, two): count for (one, two), count in zip(pairs, counts, strict=True) if count}
+
+
+def count_sharing(path: Path) -> int:
+    """How many photos share a camera whose focal length is a guess.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    with opened_database(path) as database:
+        guessed = {one.camera_id for one in database.read_all_cameras() if not one.has_prior_focal_length}
+        counts = Counter(image.camera_id for image in database.read_all_images())
+    return sum(count for camera, count in counts.items() if camera in guessed and count > 1)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,9 @@ NEAREST: Final = 20
 MAX_ERROR: Final = 8.0
 """Reprojection error of an inlier of the pose, px."""
 MIN_INLIERS: Final = 12
+BETTER: Final = 0.97
+"""Where EXIF tells no focal length, an estimated one is taken if it leaves less than this share of the cost
+of the map's: with the right camera nothing is gained, with a lens of another focal length .08 and more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +163,15 @@ def calibrated(camera: Any) -> Any:
     return known
 
 
-def localize(folder: Map, name: str, features: Features, camera: Any, matching: dict[str, Any]) -> Localized:
+def localize(
+    folder: Map, name: str, features: Features, camera: Any, matching: dict[str, Any], guess: Any = None
+) -> Localized:
     """The pose of a photo: matches with the map's nearest photos, their 3D points, LO-RANSAC, refinement.
 
     Args:
         camera: `pycolmap.Camera`; a focal length that is only a guess is estimated, too.
         matching: arguments of `d2feat.match`, beside mutual nearest neighbours.
+        guess: another camera, taken if the matches agree clearly better with it (`BETTER`).
     """
     found: set[tuple[int, int]] = set()
     for other in folder.nearest(features):
@@ -177,7 +183,12 @@ def localize(folder: Map, name: str, features: Features, camera: Any, matching: 
         return Localized(name, None, 0, len(pairs))
     points2d = features.keypoints[[one for one, _ in pairs]].astype(np.float64) + 0.5
     points3d = np.array([folder.model.points3D[two].xyz for _, two in pairs])
-    return _pose(name, points2d, points3d, camera)
+    located = _pose(name, points2d, points3d, camera)
+    if guess is None:
+        return located
+    estimated = _pose(name, points2d, points3d, guess)
+    cost, others = (_cost(one, points2d, points3d, by) for one, by in ((located, camera), (estimated, guess)))
+    return estimated if others < BETTER * cost else located
 
 
 def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
@@ -191,6 +202,15 @@ def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:
     if answer is None or answer["num_inliers"] < MIN_INLIERS:
         return Localized(name, None, 0, len(points2d))
     return Localized(name, answer["cam_from_world"], answer["num_inliers"], len(points2d))
+
+
+def _cost(found: Localized, points2d: Any, points3d: Any, camera: Any) -> float:
+    """Mean square of the reprojection errors, px, none counted above `MAX_ERROR`; infinite without a pose."""
+    if found.pose is None:
+        return np.inf
+    seen = camera.img_from_cam(points3d @ found.pose.rotation.matrix().T + found.pose.translation)
+    errors = np.nan_to_num(np.linalg.norm(seen - points2d, axis=1), nan=MAX_ERROR)  # behind it
+    return float((errors.clip(max=MAX_ERROR) ** 2).mean())
 
 
 def localize_photos(
@@ -222,11 +242,13 @@ def _localize_photo(folder: Map, name: str, path: Path, known: Any, method: Meth
         return Localized(ascii(name), None, 0, 0, InputError("its name is not UTF-8; rename it"))
     try:
         photo = read_photo(path)
-        camera = known or folder.camera_like(cameras_of(path.parent, [path.name])[path.name])
+        guess = known or cameras_of(path.parent, [path.name])[path.name]
+        camera = known or folder.camera_like(guess)
         check_size(path, photo, camera)
     except InputError as error:
         return Localized(name, None, 0, 0, error)
-    return localize(folder, name, method.extract(photo), camera, method.matching)
+    other = None if camera is guess or guess.has_prior_focal_length else guess
+    return localize(folder, name, method.extract(photo), camera, method.matching, other)
 
 
 def read_queries(path: Path, photos: Path) -> dict[Path, Any]:

@@ -92,8 +92,10 @@ def check_size(path: Path, photo: Photo, camera: Any) -> None:
         )
 
 
-def cameras_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+def cameras_of(folder: Path, names: Iterable[str], *, own: bool = False) -> dict[str, Any]:
     """A `pycolmap.Camera` for each photo, the same object for photos of one camera at one focal length.
+
+    Photos of one size whose EXIF does not tell are taken for one camera's; with `own` each has its own.
 
     Intrinsics are COLMAP's guess: the focal length of EXIF, or 1.2 times the longer side; one radial
     distortion. Of a photo that only OpenCV can read, such as WebP, EXIF is not known.
@@ -112,6 +114,8 @@ def cameras_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:
         else:
             camera = pycolmap.infer_camera_from_image(folder / name)
         maker = bitmap and bitmap.exif_camera_model()
+        if own and not camera.has_prior_focal_length:
+            maker = name
         key = maker, camera.width, camera.height, *camera.params
         cameras[name] = known.setdefault(key, camera)
     return cameras

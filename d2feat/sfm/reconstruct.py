@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..features import Floats
 from ..images import digest
 from ..locks import locked
-from ..pairs import Pair
+from ..pairs import Pair, check_flat_names
 from .database import build_database, verified_pairs
 from .layout import (
     DATABASE_FILE,
@@ -63,6 +63,8 @@ def reconstruct(
     pairing: str = "auto",
     progress: Progress = lambda *_: None,
     reference: Path | None = None,
+    *,
+    own_cameras: bool = False,
 ) -> Result:
     """Reconstruct the photographs of a folder, in `out`.
 
@@ -76,11 +78,14 @@ def reconstruct(
             that retrieval), or the path of a text file of pairs.
         reference: COLMAP model whose cameras are known: its photos are taken, its cameras kept, and points
             triangulated.
+        own_cameras: of photos whose EXIF does not tell their camera each has its own; else those of one size
+            share one, which is more exact where one camera took them, and wrong where not.
 
     Raises:
-        InputError: there are no photographs, `out` is among them, or it holds work with other settings or of
-            other features; a photo cannot be read, or one of `reference` is missing or of another size; the
-            pairs, the reference or what is there cannot be read.
+        InputError: there are no photographs, or two are called alike in a file of matches; `out` is among
+            them, or it holds work with other settings or of other features; a photo cannot be read, or one
+            of `reference` is missing or of another size; the pairs, the reference or what is there cannot be
+            read.
         D2FeatError: COLMAP found no two photographs to begin with.
     """
     if pairing not in PAIRINGS and not Path(pairing).is_file():
@@ -91,11 +96,12 @@ def reconstruct(
         )
     if reference is None:
         names, poses = find_photos(folder), None
-        cameras = cameras_of(folder, names)
+        cameras = cameras_of(folder, names, own=own_cameras)
     else:
         cameras, poses = read_cameras(reference)
         names = list(cameras)
         _check_photos(folder, names, reference)
+    check_flat_names(names)
     digests = {name: digest(folder / name) for name in names}
     rules = {
         "matching": method.matching,
@@ -103,6 +109,7 @@ def reconstruct(
         # What files say, and not where they are: an edited one is another setting. Of pairs the parsed list,
         # for `out`'s own pairs.txt, which is written anew, may be the file.
         "pairs": pairing if pairing in PAIRINGS else _digest(_pair_lines(listed(names, Path(pairing)))),
+        "own_cameras": own_cameras,
         "reference": "None" if poses is None else _digest(_camera_lines(cameras, poses)),
     }
     with locked(out / ".lock", temporary=True):  # another run of the same folder waits
