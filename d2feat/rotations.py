@@ -1,7 +1,7 @@
 """Descriptors that do not depend on how the image is turned: pooled over rotated copies of it.
 
-A D2-Net is upright unless it was trained on turned scenes, as d2net was from version 4 on: turned by much
-more than the pairs that it saw, a place gets another descriptor. Here every keypoint is described in copies
+A D2-Net is upright unless it was trained on turned scenes, as ours were: turned by much more than the pairs
+that it saw, a place gets another descriptor. Here every keypoint is described in copies
 of the image turned by multiples of 360 / n degrees, and each channel keeps its largest positive value
 (max-pooling over a group of transformations, as in Laptev et al., "TI-Pooling", CVPR 2016). Turning the image
 by a multiple of 360 / n only permutes the copies, so the pooled descriptor stays as it is. There is still one
@@ -28,9 +28,7 @@ def pool_rotations(
     """M x C unit descriptors of M points, pooled over `count` rotations, and M angles.
 
     Angles are in degrees, clockwise as `cv2.KeyPoint` counts them: the direction of the sum over the copies
-    of their positive responses. Between rightly matched keypoints of a picture and of it turned by any angle
-    their difference is right within 30 degrees for five in six with 8 rotations, for half with 4, and for
-    nearly all at quarter turns.
+    of their positive responses; how exact they are: docs/how-it-works.md, "Turned images".
 
     Args:
         describe: gives the M x C unit descriptors of points in an image.
