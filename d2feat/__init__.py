@@ -5,10 +5,10 @@
 >>> keypoints, descriptors = d2.detectAndCompute(image)   # doctest: +SKIP
 >>> matches = d2feat.match(descriptors, descriptors2)     # doctest: +SKIP
 
-The folder reads in the direction the data flows: `images` (what callers pass), `model` and `session` (the
-ONNX graph and what runs it), `features` and `keypoints` (arrays and `cv2.KeyPoint` objects), `bindings` and
-`feature2d` (OpenCV's interface around it all), `rotations`, `tiles`, `affine`, `stream` and `frames` (one
-image as several, and several images), `matching`.
+The folder reads in the direction the data flows: `images` (what callers pass), `model` (the ONNX graph),
+`providers`, `runtime`, `runs` and `session` (what runs it), `features` and `keypoints` (arrays and
+`cv2.KeyPoint` objects), `bindings` and `feature2d` (OpenCV's interface around it all), `rotations`, `tiles`,
+`affine`, `stream` and `frames` (one image as several, and several images), `matching`.
 """
 
 try:

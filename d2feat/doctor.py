@@ -17,7 +17,9 @@ import numpy as np
 from .errors import ModelError
 from .model import DEFAULT, available_models, cache_folder
 from .processor import cgroup_quota, usable_processors
-from .session import import_runtime, open_session
+from .providers import CPU, CUDA
+from .runtime import import_runtime
+from .session import open_session
 
 OPENCV: Final = (
     "opencv-python",
@@ -210,9 +212,9 @@ def not_on_the_gpu(model: str) -> list[Problem]:
         session = open_session(model)
     except Exception as error:
         return [Problem(f"model {model!r} does not run", _one_line(error))]
-    if session.provider != "CPUExecutionProvider":
+    if session.provider != CPU:
         return []
-    if "CUDAExecutionProvider" in import_runtime().get_available_providers():
+    if CUDA in import_runtime().get_available_providers():
         missing = [
             label for label in ("CUDA runtime", "cuBLAS", "cuDNN") if not find_library(LIBRARIES[label])
         ]

@@ -29,8 +29,9 @@ from .features import Features, Floats
 from .images import Image, allowed_at, as_image, as_mask
 from .keypoints import describable, read_keypoints
 from .model import DEFAULT, is_path
+from .providers import Provider
 from .rotations import pool_rotations
-from .session import Provider, Session, open_session
+from .session import Session, open_session
 from .stream import Extraction, stream
 from .tiles import LONGEST, best_of, describe_tiled, extract_tiled, margin, smallest_tile
 

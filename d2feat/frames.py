@@ -28,19 +28,10 @@ from .errors import D2FeatError, InputError, ModelError, OutOfMemoryError, Provi
 from .features import Features
 from .images import Image, as_image
 from .model import EXACT, FRAMES, find_model
-from .session import (
-    Provider,
-    Started,
-    checked,
-    first_provider,
-    give_memory_back,
-    import_runtime,
-    is_out_of_memory,
-    no_numbers,
-    refused_work,
-    run_stoppable,
-    start,
-)
+from .providers import CUDA, TENSORRT, Provider
+from .runs import refused_work, run_stoppable
+from .runtime import Started, give_memory_back, import_runtime, is_out_of_memory, start
+from .session import checked, first_provider, no_numbers
 from .stream import Extraction, check_several, decode, failed, overlap, taken
 
 _LOG: Final = logging.getLogger("d2feat")
@@ -55,7 +46,7 @@ _OF_ALL: Final = ("keypoints", "scores")
 _OF_ONE: Final = "descriptors_{}"
 """Outputs of all images of a batch, and of each."""
 
-_DEVICES: Final = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+_DEVICES: Final = {CUDA: "cuda", TENSORRT: "cuda"}
 
 
 def create_frames(

@@ -21,7 +21,7 @@ import numpy as np
 from .errors import D2FeatError, InputError
 from .features import Features, Floats
 from .images import read_image
-from .session import Runs, refused_work
+from .runs import Runs, refused_work
 
 AHEAD: Final = 4
 """Images under way at most: decoded, in the network, or not yet taken by the caller."""

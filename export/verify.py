@@ -69,7 +69,7 @@ def verify_model(
     import cv2
 
     from d2feat.processor import usable_processors
-    from d2feat.session import start
+    from d2feat.runtime import start
 
     try:
         from tests.reference import extract

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import pickle
 import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -405,7 +406,7 @@ class RuntimeWithoutCuda:
 def _without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime is built with CUDA")
-    monkeypatch.setattr(session, "import_runtime", lambda: RuntimeWithoutCuda)
+    monkeypatch.setitem(sys.modules, "onnxruntime", RuntimeWithoutCuda)
     monkeypatch.setattr(session, "_cache", OrderedDict())
     monkeypatch.setattr(session, "_in_use", WeakValueDictionary())
 

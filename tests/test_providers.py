@@ -10,17 +10,16 @@ import pytest
 
 import d2feat
 from d2feat import session as sessions
-from d2feat.providers import for_model
+from d2feat.providers import CPU, CUDA, TENSORRT, for_model, provider_list
 from tests.conftest import create
 
-CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 GPU_RUNTIME = SimpleNamespace(get_available_providers=lambda: [TENSORRT, CUDA, CPU], __file__="/nowhere/x.py")
 CPU_RUNTIME = SimpleNamespace(get_available_providers=lambda: [CPU], __file__="/nowhere/x.py")
 
 
 def chosen(provider: Any, runtime: Any = GPU_RUNTIME) -> dict[str, dict[str, Any]]:
     """Names of the providers in their order, and their options."""
-    entries = sessions._provider_list(runtime, provider)
+    entries = provider_list(runtime, provider)
     return dict((entry, {}) if isinstance(entry, str) else entry for entry in entries)
 
 
@@ -56,7 +55,7 @@ def test_the_callers_options_win() -> None:
 def test_tensorrt_keeps_its_engines(cache: Path) -> None:
     folders = set()
     for content in (b"one model", b"another"):
-        options = dict(for_model(sessions._provider_list(GPU_RUNTIME, "tensorrt"), content)[:1])[TENSORRT]
+        options = dict(for_model(provider_list(GPU_RUNTIME, "tensorrt"), content)[:1])[TENSORRT]
         assert options["trt_engine_cache_enable"]
         assert options["trt_timing_cache_path"] == str(cache / "tensorrt")
         folders.add(Path(options["trt_engine_cache_path"]))

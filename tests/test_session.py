@@ -1,6 +1,7 @@
 """Which model, provider and processors are taken, and what is said when one cannot be had."""
 
 import shutil
+import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +78,7 @@ def test_a_gpus_runtime_without_a_gpu_takes_what_suits_the_processor(
         InferenceSession=start,
         __file__="/nowhere/onnxruntime.py",
     )
-    monkeypatch.setattr(sessions, "import_runtime", lambda: runtime)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setattr(sessions, "has_fast_int8", lambda: fast)
     monkeypatch.setattr(sessions, "_cache", OrderedDict())
     monkeypatch.setattr(sessions, "_in_use", WeakValueDictionary())
