@@ -65,10 +65,14 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> DenseMaps:
         """Map B x 3 x H x W images, BGR minus `MEAN_BGR`, to their dense maps."""
+        full, half, quarter = self.early(images)
+        return DenseMaps(self.model[16:](quarter), full, half, quarter)
+
+    def early(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps that the fine head reads, of 1, 1/2 and 1/4 of the images' resolution."""
         full = self.model[:4](images)
         half = self.model[4:9](full)
-        quarter = self.model[9:16](half)
-        return DenseMaps(self.model[16:](quarter), full, half, quarter)
+        return full, half, self.model[9:16](half)
 
 
 class FineHead(nn.Module):

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from export import head
 
-from .objectives import TINY, Points, grid_offset, mean_where, patches
+from .objectives import TINY, Points, grid_offset, grid_windows, mean_where, patches
 from .pairs import gaussian_blur
 
 PIXELS_A_KEYPOINT: Final = 150
@@ -50,13 +50,9 @@ def adaptation(score: Tensor, labels: Tensor, window: int, generator: Generator)
     (B x 1 x H x W bool) are the best maxima of the score averaged over random homographies of the image:
     SuperPoint's homographic adaptation (section 5), made anew in every step instead of once in advance.
     """
-    top, left = grid_offset(window, generator)
-
-    def cells(maps: Tensor) -> Tensor:
-        return F.unfold(maps[:, :, top:, left:], window, stride=window).mT
-
-    logits = F.pad(cells(torch.logit(score, eps=1e-6)), (0, 1))
-    wanted = F.pad(cells(labels.float()), (0, 1), value=0.5).argmax(2)
+    offset = grid_offset(window, generator)
+    logits = F.pad(grid_windows(torch.logit(score, eps=1e-6), window, offset), (0, 1))
+    wanted = F.pad(grid_windows(labels.float(), window, offset), (0, 1), value=0.5).argmax(2)
     return F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
 

@@ -30,12 +30,9 @@ def run_network(net: D2Net, images: Tensor, *, bfloat16: bool) -> tuple[Tensor, 
 
 def run_fine_head(net: D2Net, images: Tensor, *, bfloat16: bool) -> Tensor:
     """Repeatability alone: of the trunk, which gets no gradient, only the early layers are computed."""
-    layers = net.dense_feature_extraction.model
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-        full = layers[:4](centred(images))
-        half = layers[4:9](full)
-        quarter = layers[9:16](half)
-    repeatability: Tensor = _fine_head(net)(*(early.float() for early in (full, half, quarter)))
+        maps = net.dense_feature_extraction.early(centred(images))
+    repeatability: Tensor = _fine_head(net)(*(early.float() for early in maps))
     return repeatability
 
 

@@ -131,6 +131,12 @@ def grid_offset(window: int, generator: Generator) -> tuple[int, int]:
     return draw.randrange(window), draw.randrange(window)
 
 
+def grid_windows(maps: Tensor, window: int, offset: tuple[int, int]) -> Tensor:
+    """B x N x window^2: the pixels of B x 1 x H x W maps by whole windows of a grid that begins at (y, x)."""
+    top, left = offset
+    return F.unfold(maps[:, :, top:, left:], window, stride=window).mT
+
+
 # Description
 
 
@@ -284,17 +290,15 @@ def coincidence(
     Args:
         score_first, warped, shown: see `repeatability`. window, tolerance: px.
     """
-    top, left = grid_offset(window, generator)
-
-    def windows(maps: Tensor) -> Tensor:
-        return F.unfold(maps[:, :, top:, left:], window, stride=window).mT
-
-    one = torch.softmax(sharpness * windows(score_first.clamp(min=TINY).log()), dim=2)
-    two = torch.softmax(sharpness * windows(warped.clamp(min=TINY).log()), dim=2)
+    offset = grid_offset(window, generator)
+    one, two = (
+        torch.softmax(sharpness * grid_windows(score.clamp(min=TINY).log(), window, offset), dim=2)
+        for score in (score_first, warped)
+    )
     place = torch.arange(window, device=warped.device, dtype=warped.dtype)
     gauss = torch.exp(-0.5 * ((place.view(-1, 1) - place) / tolerance) ** 2)
     agreement = (one @ torch.kron(gauss, gauss) * two).sum(2)
-    valid = windows(shown.float().unsqueeze(1)).amin(2) > 0.5
+    valid = grid_windows(shown.float().unsqueeze(1), window, offset).amin(2) > 0.5
     floor = 0.05
     return mean_where(-torch.log((agreement + floor) / (1 + floor)), valid)
 

@@ -3,10 +3,9 @@
 from typing import Final, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .objectives import TINY, descriptors, grid_offset
+from .objectives import TINY, descriptors, grid_offset, grid_windows
 from .pairs import Correspondence
 
 TRUE, FALSE, KEYPOINT = 1.0, -0.25, -0.001
@@ -36,9 +35,8 @@ def draw_keypoints(score: Tensor, window: int, sharpness: float, generator: Gene
     with probability S there: S is to be the chance that it is found again and matched.
     """
     top, left = grid_offset(window, generator)
-    cropped = score[:, :, top:, left:].clamp(1e-4, 1 - 1e-4).log()
-    columns = cropped.shape[3] // window
-    logs = F.unfold(cropped, window, stride=window).mT
+    logs = grid_windows(score.clamp(1e-4, 1 - 1e-4).log(), window, (top, left))
+    columns = (score.shape[3] - left) // window
     proposal = torch.log_softmax(sharpness * logs, dim=2)
     # A network gone bad scores NaN: the trainer finds out by the loss.
     weight = torch.nan_to_num(proposal.detach().exp(), nan=1.0)
