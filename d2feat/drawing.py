@@ -139,18 +139,18 @@ def _fixed(points: npt.NDArray[np.floating[Any]]) -> list[tuple[int, int]]:
     return [(int(x), int(y)) for x, y in np.rint(points * (1 << _SHIFT))]
 
 
-def _caption(title: str, details: str, width: int = WIDTH) -> Image:
-    """A bar of `width` pixels: the title in bold white, the details smaller beside it."""
-    large: Image = np.full((_CAPTION_HEIGHT * _FINER, width * _FINER, 3), _BACKGROUND, np.uint8)
+def _caption(title: str, details: str) -> Image:
+    """A bar of `WIDTH` pixels: the title in bold white, the details smaller beside it."""
+    large: Image = np.full((_CAPTION_HEIGHT * _FINER, WIDTH * _FINER, 3), _BACKGROUND, np.uint8)
     font, baseline = cv2.FONT_HERSHEY_DUPLEX, int(0.66 * _CAPTION_HEIGHT * _FINER)
     title_size, details_size = 1.05 * _FINER, 0.68 * _FINER
     x = 20 * _FINER
     cv2.putText(large, title, (x, baseline), font, title_size, _WHITE, 2 * _FINER, cv2.LINE_AA)
     x += cv2.getTextSize(title, font, title_size, 2 * _FINER)[0][0] + 32 * _FINER
-    room = width * _FINER - x - 20 * _FINER
+    room = WIDTH * _FINER - x - 20 * _FINER
     details_size *= min(1.0, room / cv2.getTextSize(details, font, details_size, _FINER)[0][0])
     cv2.putText(large, details, (x, baseline), font, details_size, _GREY, _FINER, cv2.LINE_AA)
-    return cv2.resize(large, (width, _CAPTION_HEIGHT), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return cv2.resize(large, (WIDTH, _CAPTION_HEIGHT), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _as_colour(image: Image) -> Image:

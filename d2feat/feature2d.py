@@ -71,8 +71,6 @@ class D2Feature(Feature2DObject):
         if isinstance(self._model, str) and is_path(self._model):
             self._model = str(Path(self._model).absolute())  # the program may change its folder
         self._provider, self._threads = provider, whole(threads, "threads")
-        if self._threads < 0:
-            raise InputError(f"threads must not be negative, not {threads}")
         self._tile = 0
         self.setNFeatures(0 if nfeatures is None else nfeatures)
         self.setScoreThreshold(scoreThreshold)

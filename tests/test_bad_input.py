@@ -213,7 +213,7 @@ CREATE: dict[str, tuple[dict[str, Any], str]] = {
     "scales negative": ({"scales": [-1]}, "scales.*positive"),
     "scales NaN": ({"scales": [float("nan")]}, "scales.*positive"),
     "threshold": ({"scoreThreshold": None}, "scoreThreshold.*None"),
-    "threads negative": ({"threads": -1}, "threads.*negative.*-1"),
+    "threads negative": ({"threads": -1}, "threads.*0 or more.*-1"),
     "threads fraction": ({"threads": 0.5}, "threads.*whole"),
     "SIFT's parameter": ({"contrastThreshold": 0.04}, "contrastThreshold.*parameters are nfeatures"),
     "misspelt": ({"nFeatures": 100}, "nFeatures.*parameters are nfeatures"),

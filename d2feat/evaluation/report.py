@@ -24,9 +24,12 @@ _MARKERS: Final = "osD^vP*"
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Matching, homographies, the legacy recipe, and MMA@3 by sequence; `WIDTH` characters wide at most."""
+    """Matching, homographies, the legacy recipe, and MMA@3 by sequence, of one or more methods.
+
+    `WIDTH` characters wide at most.
+    """
     budget = f"{evaluation.nfeatures} features" if evaluation.nfeatures > 0 else "all features"
-    pairs = evaluation.methods[0].overall.pairs if evaluation.methods else 0
+    pairs = evaluation.methods[0].overall.pairs
     within = [f"<={threshold} px" for threshold in evaluation.corner_thresholds]
     area = [f"AUC@{threshold}" for threshold in evaluation.corner_thresholds]
     mma = ["MMA@1", "@3", "@5", "@10"]
@@ -72,11 +75,11 @@ def draw_curves(evaluation: Evaluation, path: Path) -> None:
             f"the curves are drawn by matplotlib, which cannot be imported ({error}); "
             "pip install 'd2feat[eval]'"
         ) from error
-    groups = [name for name, _ in _groups(evaluation.methods[0])] if evaluation.methods else []
-    figure: Any = Figure(figsize=(1.2 + 3.6 * max(1, len(groups)), 3.9), layout="constrained")
+    groups = [name for name, _ in _groups(evaluation.methods[0])]
+    figure: Any = Figure(figsize=(1.2 + 3.6 * len(groups), 3.9), layout="constrained")
     FigureCanvasAgg(figure)
-    all_axes = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
-    for axes, group in zip(all_axes, groups, strict=False):
+    all_axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, group in zip(all_axes, groups, strict=True):
         for i, result in enumerate(evaluation.methods):
             summary = dict(_groups(result))[group]
             style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
@@ -89,8 +92,7 @@ def draw_curves(evaluation: Evaluation, path: Path) -> None:
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel("mean matching accuracy")
-    if groups:
-        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -115,8 +117,8 @@ def _matching_cells(summary: Summary) -> list[str]:
 
 def _by_sequence(methods: Sequence[MethodResult]) -> list[Table]:
     """A table of as many methods as its width has room for, and more of the others."""
-    names = list(methods[0].sequences) if methods else []
-    room = WIDTH - 2 - max(map(cell_len, names), default=0)
+    names = list(methods[0].sequences)
+    room = WIDTH - 2 - max(map(cell_len, names))
     groups, left = list[list[MethodResult]](), 0
     for result in methods:
         column = 1 + cell_len(result.name)
