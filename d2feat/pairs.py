@@ -107,38 +107,16 @@ def match_pairs(
     by_first: dict[str, list[str]] = {}
     for first, second in pairs:
         by_first.setdefault(first, []).append(second)
-    parts, ruled = [], _identity(rule)
+    parts = []
     with locked(folder, temporary=True), hdf5.open_hdf5(features) as file, contextlib.ExitStack() as stack:
         earlier: Any = stack.enter_context(hdf5.open_hdf5(out)) if out.exists() else {}
-
-        @functools.lru_cache(HELD)
-        def read(name: str) -> Features:
-            return hdf5.read_features(file, name)
-
-        @functools.cache
-        def digest(name: str) -> str:
-            return _digest(read(name))
-
-        def key(*names: str) -> str:
-            made_of = [f"{name}\n{digest(name)}" for name in names]
-            return hashlib.sha256("\n".join([ruled, *made_of]).encode()).hexdigest()[:32]
-
+        images = _Images(file, rule)
         for first, others in by_first.items():
-            parts.append(folder / f"{key(first, *others)}.h5")
+            parts.append(folder / f"{images.key(first, *others)}.h5")
             if not hdf5.is_whole(parts[-1]):
-                start = time.perf_counter()
-                with hdf5.replacing(parts[-1]) as part:
-                    for second in others:
-                        pair, made_of = hdf5.pair_name(first, second), key(first, second)
-                        if pair in earlier and earlier[pair].attrs.get(MADE_OF) == made_of:
-                            earlier.copy(pair, part, pair)
-                            continue
-                        found = rule(read(first), read(second))
-                        hdf5.write_matches(part, first, second, *found, len(read(first)))
-                        part[pair].attrs[MADE_OF] = made_of
-                    part.attrs["seconds"] = time.perf_counter() - start
+                _match_part(parts[-1], first, others, images, rule, earlier)
             yield len(others)
-        for first, kept in _others(earlier, pairs, hdf5.image_names(file), key):
+        for first, kept in _others(earlier, pairs, hdf5.image_names(file), images.key):
             parts.append(folder / f"kept-{len(parts)}.h5")
             with hdf5.replacing(parts[-1]) as part:
                 for second in kept:
@@ -146,6 +124,43 @@ def match_pairs(
         stack.close()
         hdf5.pack(parts, out)
         shutil.rmtree(folder)
+
+
+class _Images:
+    """The features in an open file, of which those read last are held, and what their matches are made of."""
+
+    def __init__(self, file: Any, rule: Callable[..., Matches]) -> None:
+        identity = _identity(rule)
+        self.read = functools.lru_cache(HELD)(lambda name: hdf5.read_features(file, name))
+        digest = functools.cache(lambda name: _digest(self.read(name)))
+
+        def key(*names: str) -> str:
+            made_of = [f"{name}\n{digest(name)}" for name in names]
+            return hashlib.sha256("\n".join([identity, *made_of]).encode()).hexdigest()[:32]
+
+        self.key = key
+
+
+def _match_part(
+    path: Path,
+    first: str,
+    others: Sequence[str],
+    images: _Images,
+    rule: Callable[[Features, Features], Matches],
+    earlier: Any,
+) -> None:
+    """Write the matches of an image with others; those of `earlier` that are made of the same are copied."""
+    start = time.perf_counter()
+    with hdf5.replacing(path) as part:
+        for second in others:
+            pair, made_of = hdf5.pair_name(first, second), images.key(first, second)
+            if pair in earlier and earlier[pair].attrs.get(MADE_OF) == made_of:
+                earlier.copy(pair, part, pair)
+                continue
+            found = rule(images.read(first), images.read(second))
+            hdf5.write_matches(part, first, second, *found, len(images.read(first)))
+            part[pair].attrs[MADE_OF] = made_of
+        part.attrs["seconds"] = time.perf_counter() - start
 
 
 def _others(

@@ -19,7 +19,7 @@ from ..hdf5 import image_names, import_h5py, open_hdf5
 from ..images import digest, is_utf8
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
-from ..pairs import check_flat_names, match_pairs, read_pairs
+from ..pairs import Pair, check_flat_names, match_pairs, read_pairs
 from .local import extract_local
 from .names import find_images
 from .parts import join_parts, parts_folder, still_to_do
@@ -109,26 +109,31 @@ def extract(
         console.print(f"[red]skipped[/red] {escape(f'{name}: {why}')}", soft_wrap=True)
     matches = out.with_name(f"{out.stem}-matches{out.suffix}")
     if match:
-        held = _held(out)
-        known = set(held)
-        if match == "all":
-            pairs = list(itertools.combinations(held, 2))
-        lacking = {pair for pair in pairs if not set(pair) <= known}
-        for one, two in sorted(lacking):
-            console.print(f"[red]not matched[/red] {escape(f'{one} {two}')}: no features", soft_wrap=True)
-        pairs = [pair for pair in pairs if pair not in lacking]
-        if held:
-            with _progress() as progress:
-                task = progress.add_task("matching", total=len(pairs))
-                for done in match_pairs(pairs, out, matches):
-                    progress.advance(task, done)
-            console.print(f"wrote {matches}: {len(pairs)} pairs", soft_wrap=True, markup=False)
+        _match(out, matches, None if match == "all" else pairs)
     elif out.exists() and matches.exists() and matches.stat().st_mtime_ns < out.stat().st_mtime_ns:
         console.print(
             f"{matches} was made before {out} changed; --match makes it anew", soft_wrap=True, markup=False
         )
     if failed:
         raise typer.Exit(1)
+
+
+def _match(out: Path, matches: Path, asked: list[Pair] | None) -> None:
+    """Match pairs of images, None for all; those without features are named and left out."""
+    held = _held(out)
+    known = set(held)
+    pairs = []
+    for pair in itertools.combinations(held, 2) if asked is None else asked:
+        if known.issuperset(pair):
+            pairs.append(pair)
+        else:
+            console.print(f"[red]not matched[/red] {escape(' '.join(pair))}: no features", soft_wrap=True)
+    if held:
+        with _progress() as progress:
+            task = progress.add_task("matching", total=len(pairs))
+            for done in match_pairs(pairs, out, matches):
+                progress.advance(task, done)
+        console.print(f"wrote {matches}: {len(pairs)} pairs", soft_wrap=True, markup=False)
 
 
 def _held(out: Path) -> list[str]:
