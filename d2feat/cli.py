@@ -123,8 +123,10 @@ def match(
             f"{result.detection_seconds:.2f} s",
             f"{result.matching_seconds:.2f} s",
         )
-    write_image(out, stack([draw_comparison(image1, image2, result) for result in results]))
-    console.print(table)
+    try:  # the output may go to a program that reads a part of it
+        write_image(out, stack([draw_comparison(image1, image2, result) for result in results]))
+    finally:
+        console.print(table)
 
 
 @app.command()
@@ -154,7 +156,9 @@ def demo(
         )
     check_writable(out)
     detectors = _detectors(nfeatures, model, multiscale, provider, sift=True)
-    table = figure_table("photograph", "method", "features", "matches", "inliers", "corner error", "time")
+    table = figure_table(
+        "photograph", "method", "features", "matches", "inliers", "corner error", "time", names=2
+    )
     drawn = DRAWN if DRAWN in names else names[0]
     for name in names:
         pair = load_pair(name)
@@ -167,13 +171,15 @@ def demo(
         table.add_section()
         if name == drawn:
             picture = stack([draw_comparison(pair.image1, pair.image2, result) for result in results])
-    write_image(out, picture)
-    console.print(table)
-    console.print(
-        "inliers: of a homography, within 3 px; * of a fundamental matrix, within 1 px\n"
-        "corner error: mean distance between the image's corners under the homography\n"
-        "found and under the true one"
-    )
+    try:
+        write_image(out, picture)
+    finally:
+        console.print(table)
+        console.print(
+            "inliers: of a homography, within 3 px; * of a fundamental matrix, within 1 px\n"
+            "corner error: mean distance between the image's corners under the homography\n"
+            "found and under the true one"
+        )
 
 
 @app.command()

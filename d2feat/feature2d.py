@@ -42,6 +42,9 @@ The authors' checkpoints, whose levels are summed, have one level by default; th
 (0.5, 1.0, 2.0).
 """
 
+SETTINGS: Final = ("nfeatures", "scoreThreshold", "scales", "maxEdge", "maxSumEdges", "tile", "rotations")
+"""Arguments of `create` that an image's features depend on, beside the model."""
+
 KeyPoints = tuple[cv2.KeyPoint, ...]
 
 
@@ -79,7 +82,7 @@ class D2Feature(Feature2DObject):
         self.setMaxSumEdges(maxSumEdges)
         self.setTile(tile)
         self.setRotations(rotations)
-        self.session  # noqa: B018  (a model that cannot be loaded is an error here, not at the first image)
+        self._session  # noqa: B018  (a model that cannot be loaded is an error here, not at the first image)
 
     @staticmethod
     def create(*args: Any, **kwargs: Any) -> "D2Feature":
@@ -87,11 +90,10 @@ class D2Feature(Feature2DObject):
         return create(*args, **kwargs)
 
     def _default_scales(self) -> Sequence[float]:
-        return (1.0,) if self.session.info.head == "paper" else MULTISCALE
+        return (1.0,) if self._session.info.head == "paper" else MULTISCALE
 
     @property
-    def session(self) -> Session:
-        """The loaded model: `info`, `sha256`, `provider`, `threads`, `path`."""
+    def _session(self) -> Session:
         # It stays loaded, whatever becomes of the file; but not in a forked child, where it is of no use.
         held: Session | None = self.__dict__.get("_held")
         if held is None or held.process != os.getpid():
@@ -254,7 +256,7 @@ class D2Feature(Feature2DObject):
 
         The fine head's levels know nothing of each other, so that each is tiled by itself.
         """
-        if self.session.info.head == "paper":
+        if self._session.info.head == "paper":
             return [self]
         levels = []
         for scale in self._scales.tolist():
@@ -273,7 +275,7 @@ class D2Feature(Feature2DObject):
         threshold = self._score_threshold
         resized = self._resized(pixels)
         limit = nfeatures if allowed is None and nfeatures > 0 else -1
-        outputs = self.session.run(resized, self._scales, limit)
+        outputs = self._session.run(resized, self._scales, limit)
         keypoints = self._to_image(outputs.keypoints, resized, pixels)
         factor = np.float32(np.sqrt(width * height / (resized.shape[0] * resized.shape[1])))
         points = np.column_stack([outputs.keypoints, outputs.scales])
@@ -324,7 +326,7 @@ class D2Feature(Feature2DObject):
         return self._pooled(resized, values, self._described(resized, values))[0]
 
     def _described(self, pixels: Image, points: Floats) -> Floats:
-        return self.session.run(pixels, self._scales, 0, points).point_descriptors
+        return self._session.run(pixels, self._scales, 0, points).point_descriptors
 
     def _pooled(self, pixels: Image, points: Floats, upright: Floats) -> tuple[Floats, Floats | None]:
         """Descriptors of M x 3 points made independent of rotation, and angles, if that is wanted."""
@@ -354,7 +356,7 @@ class D2Feature(Feature2DObject):
         if source.shape == target.shape:
             return positions
         factor: Floats = np.divide(target.shape[1::-1], source.shape[1::-1], dtype=np.float32)
-        if self.session.info.coordinates == "upstream":
+        if self._session.info.coordinates == "upstream":
             return positions * factor
         return (positions + np.float32(0.5)) * factor - np.float32(0.5)
 
@@ -430,7 +432,7 @@ class D2Feature(Feature2DObject):
     def _check_tile(self, tile: int, scales: npt.NDArray[np.float64]) -> None:
         if tile <= 0:
             return
-        smallest = smallest_tile(scales, one_by_one=self.session.info.head != "paper")
+        smallest = smallest_tile(scales, one_by_one=self._session.info.head != "paper")
         if tile < smallest:
             raise InputError(f"tile must be 0 or at least {smallest} at scales {scales.tolist()}, not {tile}")
 
@@ -440,7 +442,7 @@ class D2Feature(Feature2DObject):
         rotations = whole(count, "rotations")
         if not 1 <= rotations <= 360:
             raise InputError(f"rotations must be from 1 to 360, not {count}")
-        if rotations > 1 and self.session.info.coordinates == "upstream":
+        if rotations > 1 and self._session.info.coordinates == "upstream":
             raise InputError(
                 "rotations need a model whose keypoints sit where the image says; export this one with "
                 "--coordinates opencv"
@@ -451,23 +453,11 @@ class D2Feature(Feature2DObject):
         """Number of rotations over which descriptors are pooled."""
         return self._rotations
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments of `d2feat.create` that an image's features depend on, beside the model."""
-        return {
-            "nfeatures": self._nfeatures,
-            "scoreThreshold": self._score_threshold,
-            "scales": self.getScales(),
-            "maxEdge": self._max_edge,
-            "maxSumEdges": self._max_sum_edges,
-            "tile": self._tile,
-            "rotations": self._rotations,
-        }
-
     # ---- what cv2.Feature2D says of itself
 
     def descriptorSize(self) -> int:
         """Elements of a descriptor."""
-        return self.session.info.channels
+        return self._session.info.channels
 
     def descriptorType(self) -> int:
         """`cv2.CV_32F`."""
@@ -508,7 +498,7 @@ class D2Feature(Feature2DObject):
     def _write_parameters(self, fs: cv2.FileStorage) -> None:
         fs.write("name", self.getDefaultName())
         fs.write("model", self._model)
-        for name, value in self.settings().items():
+        for name, value in settings_of(self).items():
             fs.write(name, np.array(value) if name == "scales" else value)
 
     @cv2_call
@@ -524,7 +514,7 @@ class D2Feature(Feature2DObject):
         self._read_parameters(fn)
 
     def _read_parameters(self, fn: cv2.FileNode) -> None:
-        nodes = {key: fn.getNode(key) for key in ("name", "model", *self.settings())}
+        nodes = {key: fn.getNode(key) for key in ("name", "model", *SETTINGS)}
         try:
             name, model = nodes["name"].string(), nodes["model"].string()
         except UnicodeDecodeError as error:
@@ -537,7 +527,7 @@ class D2Feature(Feature2DObject):
         if scales is None:
             raise InputError("the parameter scales of the node is not a matrix, or an empty one")
         numbers: dict[str, Any] = {}
-        for key in self.settings().keys() - {"scales"}:
+        for key in {*SETTINGS} - {"scales"}:
             if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
                 raise InputError(f"the parameter {key} of the node is not a number of its kind")
             numbers[key] = int(nodes[key].real()) if nodes[key].isInt() else nodes[key].real()
@@ -565,11 +555,11 @@ class D2Feature(Feature2DObject):
     def __copy__(self) -> "D2Feature":
         """Runs the model that this one has loaded; what is pickled or copied deeply loads its own."""
         made: D2Feature = new_object(type(self))
-        made.__dict__.update(self._state(), _held=self.session)
+        made.__dict__.update(self._state(), _held=self._session)
         return made
 
     def __repr__(self) -> str:
-        session = self.session
+        session = self._session
         where = session.provider.removesuffix("ExecutionProvider")
         where += f", {session.threads} threads" if where == "CPU" else ""
         tile = f"tile={self._tile}, " if self._tile > 0 else ""
@@ -643,3 +633,20 @@ def create(
         tile=tile,
         rotations=rotations,
     )
+
+
+# Functions and no methods, so that no subclass of a program hides them.
+
+
+def session_of(detector: D2Feature) -> Session:
+    """The model that the detector has loaded."""
+    return detector._session
+
+
+def settings_of(detector: D2Feature) -> dict[str, Any]:
+    """The values of `SETTINGS`, by their names."""
+    values = (
+        *(detector._nfeatures, detector._score_threshold, tuple(detector._scales.tolist())),
+        *(detector._max_edge, detector._max_sum_edges, detector._tile, detector._rotations),
+    )
+    return dict(zip(SETTINGS, values, strict=True))

@@ -70,7 +70,7 @@ def _lock(folder: Path) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder, os.O_RDONLY)
-        except (FileNotFoundError, FileExistsError):
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
             # Another process removed it in between, unless something else is there, as a link to nowhere.
             places = (folder, *folder.parents)
             if obstacle := next(

@@ -114,7 +114,7 @@ def match_pairs(
         for first, others in by_first.items():
             parts.append(folder / f"{images.key(first, *others)}.h5")
             if not hdf5.is_whole(parts[-1]):
-                _match_part(parts[-1], first, others, images, rule, earlier)
+                _match_part(parts[-1], first, others, images, earlier)
             yield len(others)
         for first, kept in _others(earlier, pairs, hdf5.image_names(file), images.key):
             parts.append(folder / f"kept-{len(parts)}.h5")
@@ -129,16 +129,18 @@ def match_pairs(
 class _Images:
     """The features in an open file, of which those read last are held, and what their matches are made of."""
 
-    def __init__(self, file: Any, rule: Callable[..., Matches]) -> None:
-        identity = _identity(rule)
-        self.read = functools.lru_cache(HELD)(lambda name: hdf5.read_features(file, name))
-        digest = functools.cache(lambda name: _digest(self.read(name)))
+    def __init__(self, file: Any, rule: Callable[[Features, Features], Matches]) -> None:
+        self.rule, self._identity = rule, _identity(rule)
+        self.read = functools.lru_cache(HELD)(functools.partial(hdf5.read_features, file))
+        self._digests: dict[str, str] = {}
 
-        def key(*names: str) -> str:
-            made_of = [f"{name}\n{digest(name)}" for name in names]
-            return hashlib.sha256("\n".join([identity, *made_of]).encode()).hexdigest()[:32]
-
-        self.key = key
+    def key(self, *names: str) -> str:
+        """A digest of the rule and of the images' features."""
+        for name in names:
+            if name not in self._digests:
+                self._digests[name] = _digest(self.read(name))
+        made_of = [f"{name}\n{self._digests[name]}" for name in names]
+        return hashlib.sha256("\n".join([self._identity, *made_of]).encode()).hexdigest()[:32]
 
 
 def _match_part(
@@ -146,7 +148,6 @@ def _match_part(
     first: str,
     others: Sequence[str],
     images: _Images,
-    rule: Callable[[Features, Features], Matches],
     earlier: Any,
 ) -> None:
     """Write the matches of an image with others; those of `earlier` that are made of the same are copied."""
@@ -157,7 +158,7 @@ def _match_part(
             if pair in earlier and earlier[pair].attrs.get(MADE_OF) == made_of:
                 earlier.copy(pair, part, pair)
                 continue
-            found = rule(images.read(first), images.read(second))
+            found = images.rule(images.read(first), images.read(second))
             hdf5.write_matches(part, first, second, *found, len(images.read(first)))
             part[pair].attrs[MADE_OF] = made_of
         part.attrs["seconds"] = time.perf_counter() - start

@@ -1,6 +1,7 @@
 """ONNX Runtime: the module, and a model loaded into it."""
 
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
@@ -15,8 +16,11 @@ from .providers import CPU, for_frames, for_model, name_of, provider_list, why_n
 
 _LOG: Final = logging.getLogger("d2feat")
 
-alive: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+_alive: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 """The runtime's sessions."""
+
+_forked: Final[list[Any]] = []
+"""The same, while the process forks, so that no garbage collector finds those that nobody uses any more."""
 
 
 def import_runtime() -> Any:
@@ -102,9 +106,9 @@ def start(path: Path, provider: Any, threads: int, *, frames: bool = False) -> S
                 content, options, providers=providers, disabled_optimizers=left_out, enable_fallback=0
             )
         except Exception as error:
-            # Whoever keeps the traceback keeps a session that is not in `alive`, and its threads.
+            # Whoever keeps the traceback keeps a session that is not in `_alive`, and its threads.
             raise error.with_traceback(None) from None
-        alive.add(made)
+        _alive.add(made)
         return made
 
     first = name_of(wanted[0])
@@ -157,3 +161,20 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether ONNX Runtime failed for want of memory; it has no error of its own for that."""
     message = str(error).lower()
     return isinstance(error, MemoryError) or "alloc" in message or "out of memory" in message
+
+
+def _abandon_inherited() -> None:
+    """Let a forked child never destroy the sessions that it inherited.
+
+    The runtime's threads were not inherited; a session's destructor would wait for them for ever.
+    """
+    for session in _forked:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _forked.extend(_alive),
+        after_in_parent=_forked.clear,
+        after_in_child=_abandon_inherited,
+    )

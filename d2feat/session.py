@@ -1,6 +1,5 @@
 """Loaded models: running them, and sharing them between the objects that ask for the same."""
 
-import ctypes
 import os
 import threading
 import weakref
@@ -19,7 +18,7 @@ from .model import DEFAULT, EXACT, FAST, ModelInfo, find_model, read_info
 from .processor import has_fast_int8, usable_processors
 from .providers import CPU, Provider, hashable, name_of, provider_list
 from .runs import run_stoppable
-from .runtime import alive, give_memory_back, import_runtime, is_out_of_memory, start
+from .runtime import give_memory_back, import_runtime, is_out_of_memory, start
 
 CACHED: Final = 4
 """Sessions kept for the next object that asks for the same; programs make detectors in loops."""
@@ -160,9 +159,6 @@ _in_use: weakref.WeakValueDictionary[Any, Session] = weakref.WeakValueDictionary
 _loading: dict[Any, threading.Lock] = {}
 """Held while that session is loaded: others need not wait for it."""
 
-_forked: list[Any] = []
-"""The runtime's, while the process forks: no garbage collector finds those that nobody uses any more."""
-
 _lock = threading.Lock()
 
 
@@ -237,26 +233,17 @@ def checked(provider: Provider, threads: int) -> tuple[Any, int]:
     return chosen, threads or usable_processors()
 
 
-def _abandon_inherited_sessions() -> None:
-    """Make a forked child load models anew, and never destroy what it inherited.
-
-    The runtime's threads were not inherited; a session's destructor would wait for them for ever.
-    """
+def _forget_inherited_sessions() -> None:
+    """A forked child loads models anew."""
     global _lock
     _lock = threading.Lock()
-    for session in _forked:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
     _cache.clear()
     _in_use.clear()
     _loading.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lambda: _forked.extend(alive),
-        after_in_parent=_forked.clear,
-        after_in_child=_abandon_inherited_sessions,
-    )
+    os.register_at_fork(after_in_child=_forget_inherited_sessions)
 
 
 def _default_model(provider: Any) -> str:

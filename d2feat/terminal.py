@@ -5,12 +5,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 
-def figure_table(*columns: str) -> Table:
-    """A table without lines: names on the left, figures on the right of their columns."""
+def figure_table(*columns: str, names: int = 1) -> Table:
+    """A table without lines: the first `names` columns on the left, figures on the right of theirs."""
     table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
-    for column in columns:
-        named = column in ("photograph", "method")
-        table.add_column(column, justify="left" if named else "right", overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < names else "right", overflow="fold")
     return table
 
 

@@ -327,6 +327,12 @@ def test_locks_bear_that_the_folder_is_removed(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_below_a_file_is_no_place_for_a_lock(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(d2feat.InputError, match="file is no folder"), locked(tmp_path / "file" / ".lock"):
+        pass
+
+
 def test_a_link_to_nowhere_is_no_place_for_a_lock(tmp_path: Path) -> None:
     (tmp_path / "disk").symlink_to(tmp_path / "unmounted")
     with pytest.raises(d2feat.InputError, match="disk is no folder"), locked(tmp_path / "disk" / ".lock"):

@@ -433,13 +433,16 @@ def test_replaced_matchers_are_classes_and_can_be_pickled(image: np.ndarray) -> 
 
 
 @pytest.mark.parametrize("empty", [None, np.zeros((0, 5, 3), np.uint8)])
-def test_in_an_empty_image_there_is_nothing(empty: Any) -> None:
+def test_in_an_empty_image_there_is_nothing(empty: Any, image: np.ndarray) -> None:
     orb = cv2.ORB_create()
     keypoint = cv2.KeyPoint(5, 5, 31)
 
     def answers(sift: Any, orb: Any) -> list[Any]:
         found = [sift.detect(empty), sift.detect(empty, None), orb.detectAndCompute(empty, None)]
-        (alone,), nothing = sift.compute(empty, [keypoint])
+        between = sift.detect([empty, image, empty])
+        assert between[0] == between[2] == ()
+        assert len(between[1]) > 10
+        (alone,), nothing = sift.compute(empty, np.array([keypoint]))
         ((listed,),), (none,) = sift.compute([empty], [[keypoint]])
         assert alone.pt == listed.pt == (5, 5)
         assert nothing is none is None

@@ -554,9 +554,15 @@ def test_a_photo_gets_the_camera_that_is_nearest_to_its_own(built: tuple[Path, R
     with Map(built[0]) as folder:
         folder.model = SimpleNamespace(cameras=known)
         for guess, expected in ((1000, 1010), (1050, 1060), (900, 960), (5000, 5000)):
-            found = folder.camera_like(camera(guess))
+            told = camera(guess)
+            told.has_prior_focal_length = True
+            found = folder.camera_like(told)
             assert found.mean_focal_length() == expected
-            assert found.has_prior_focal_length == (guess != expected)
+            assert found.has_prior_focal_length
+            assert (found is told) == (guess == expected)
+        untold = folder.camera_like(camera(5000))
+        assert untold.mean_focal_length() == 1060, "without EXIF the guess says nothing of the lens"
+        assert untold.has_prior_focal_length
         other = camera(1000, width=700)
         assert folder.camera_like(other) is other
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ..errors import InputError
-from ..feature2d import D2Feature
+from ..feature2d import D2Feature, session_of
 from ..hdf5 import image_names, import_h5py, open_hdf5
 from ..images import digest, is_utf8
 from ..model import DEFAULT
@@ -196,7 +196,7 @@ def _to_parquet(
 
 def _settings(detector: D2Feature) -> str:
     """How features are made, whatever the number of threads and the provider."""
-    session = detector.session
+    session = session_of(detector)
     return (
         f"model {session.info.name} {session.info.version} ({session.sha256[:12]}), "
         f"nfeatures {max(0, detector.getNFeatures())}, scales {detector.getScales()}, "

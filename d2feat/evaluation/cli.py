@@ -45,7 +45,7 @@ METHODS = "d2net,sift,rootsift,orb"
 
 @app.command()
 def sequences(
-    folder: Annotated[Path, typer.Argument(help="folder of sequences in HPatches' layout", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="folder of sequences, or one of them", metavar="DIR")],
     methods: Methods = METHODS,
     nfeatures: Budget = 2048,
     model: Models = None,
@@ -54,7 +54,10 @@ def sequences(
     only: Annotated[str, typer.Option(help="comma-separated names of sequences; all by default")] = "",
     out: Output = None,
 ) -> None:
-    """Compare on the sequences in DIR: SEQUENCE/1.ppm to 6.ppm (or any format) and H_1_2 to H_1_6."""
+    """Compare on the sequences in DIR: SEQUENCE/1.ppm to 6.ppm (or any format) and H_1_2 to H_1_6.
+
+    Or, as the Oxford affine sequences are published, img1.ppm to img6.ppm and H1to2p to H1to6p.
+    """
     found = read_sequences(folder, _split(only))
     _run(found, str(folder), [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
 

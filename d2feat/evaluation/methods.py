@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..affine import AffineFeature
 from ..errors import InputError
-from ..feature2d import D2Feature, create
+from ..feature2d import D2Feature, create, session_of
 from ..images import Image
 from ..matching import match_indices
 from .metrics import Indices
@@ -83,7 +83,7 @@ def d2feat_method(detector: D2Feature | AffineFeature, name: str) -> Method:
         features = detector.extract(image)
         return Extraction(features.keypoints, features.descriptors, detector.defaultNorm())
 
-    session = (detector.backend if isinstance(detector, AffineFeature) else detector).session
+    session = session_of(detector.backend if isinstance(detector, AffineFeature) else detector)
     return Method(name, extract, f"{session.info.name} {session.info.version}, sha256 {session.sha256}")
 
 

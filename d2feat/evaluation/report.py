@@ -121,7 +121,7 @@ def _by_sequence(methods: Sequence[MethodResult]) -> list[Table]:
     room = WIDTH - 2 - max(map(cell_len, names))
     groups, left = list[list[MethodResult]](), 0
     for result in methods:
-        column = 1 + cell_len(result.name)
+        column = 1 + max(cell_len(result.name), len(".000") + 1)
         if column > left:
             groups.append([])
             left = room

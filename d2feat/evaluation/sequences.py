@@ -142,8 +142,9 @@ def read_sequences(folder: Path, only: Sequence[str] = ()) -> list[ImageSequence
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
+    folder = folder.resolve()  # of ".", too, the name may be wanted
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    found = {path.resolve().name: path for path in folders if _truths(path)}
+    found = {path.name: path for path in folders if _truths(path)}
     if not found:
         raise InputError(
             f"no sequences in {folder}: folders with images 1, 2, ... and H_1_2, ..., or img1, img2, ... and "
@@ -288,7 +289,7 @@ def _read_sequence(folder: Path) -> ImageSequence:
             raise InputError(f"{folder} has no image {number} that OpenCV can read")
         paths[number] = candidates[0]
     load = partial(_load, paths)
-    return ImageSequence(folder.resolve().name, load, dict(sorted(homographies.items())))
+    return ImageSequence(folder.name, load, dict(sorted(homographies.items())))
 
 
 def _truths(folder: Path) -> list[Path]:

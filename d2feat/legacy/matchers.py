@@ -6,6 +6,7 @@ two unrelated descriptors are as many "bits" apart as two of ORB's are, for prog
 number.
 """
 
+import abc
 import types
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,7 +24,7 @@ _HAMMING: Final = (cv2.NORM_HAMMING, cv2.NORM_HAMMING2)
 _LSH, _KD_TREE = 6, 1
 
 
-class Facade(type):
+class Facade(abc.ABCMeta):
     """Type of the classes that stand where those of cv2 stood: calls go to a function, all else to these."""
 
     _real: Any
@@ -56,7 +57,7 @@ class Facade(type):
 def facade(real: Any, make: Callable[..., Any]) -> Facade:
     """The class in place of the class `real`, whose instances `make` makes."""
     namespace = {"__module__": real.__module__, "_real": real, "create": staticmethod(make)}
-    return type.__new__(Facade, real.__name__, (), namespace)
+    return abc.ABCMeta.__new__(Facade, real.__name__, (), namespace)
 
 
 def as_real(value: Any) -> Any:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..bindings import cv2_call
+from ..bindings import cv2_call, paired
 from ..errors import InputError
 from ..feature2d import D2Feature
 from ..features import Features
@@ -152,13 +152,17 @@ class Replacement(D2Feature):
     @cv2_call
     def detect(self, image: Any, mask: Any = None) -> Any:
         """As `D2Feature.detect`; nothing in an empty image."""
-        return () if _is_empty(image) else super().detect(image, mask)
+        if not isinstance(image, (list, tuple)):
+            return () if _is_empty(image) else super().detect(image, mask)
+        given = [(one, by) for one, by in paired(image, mask, "masks") if not _is_empty(one)]
+        found = iter(super().detect([one for one, _ in given], [by for _, by in given]))
+        return tuple(() if _is_empty(one) else next(found) for one in image)
 
     @cv2_call
     def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> Any:
         """As `D2Feature.compute`; no descriptors in an empty image."""
         return (
-            (tuple(keypoints or ()), None)
+            (() if keypoints is None else tuple(keypoints), None)
             if _is_empty(image)
             else super().compute(image, keypoints, descriptors)
         )

@@ -220,7 +220,7 @@ def eval_retrieval(folder: Reconstruction) -> None:
     seconds = time.perf_counter() - start
     everything = len(exhaustive(names))
     agreement = previews(folder / FEATURES_FILE, names)
-    table = figure_table("neighbours", "pairs", "of all", "verified pairs found", "their inliers")
+    table = figure_table("neighbours", "pairs", "of all", "verified pairs found", "their inliers", names=0)
     for count in range(1, len(names)):
         pairs = retrieved(names, vectors, agreement, count)
         inliers = sum(verified.get(pair, 0) for pair in pairs) / sum(verified.values())

@@ -29,9 +29,10 @@ NEAREST: Final = 20
 MAX_ERROR: Final = 8.0
 """Reprojection error of an inlier of the pose, px."""
 MIN_INLIERS: Final = 12
-BETTER: Final = 0.97
-"""Where EXIF tells no focal length, an estimated one is taken if it leaves less than this share of the cost
-of the map's: with the right camera nothing is gained, with a lens of another focal length .08 and more."""
+GAIN: Final = 0.03
+"""Where EXIF tells no focal length, an estimated one is taken if the cost falls by more than this share, or
+by 5 / N with N matches, for a parameter more fits noise (by a tenth of that in the mean, of chi-squared): a
+lens of another focal length costs .08 and more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,7 @@ class Map:
         """The camera of the model that a guess from EXIF agrees with best, or the guess.
 
         The model's is calibrated; it counts as the same if it is of the same size, and the focal lengths are
-        within 10 %.
+        within 10 %, if EXIF tells one: what it is without is no reason for or against any.
         """
 
         def difference(known: Any) -> float:
@@ -153,7 +154,9 @@ class Map:
         size = camera.width, camera.height
         alike = [one for one in self.model.cameras.values() if (one.width, one.height) == size]
         nearest = min(alike, key=difference, default=None)
-        return camera if nearest is None or difference(nearest) >= 0.1 else calibrated(nearest)
+        if nearest is None or (camera.has_prior_focal_length and difference(nearest) >= 0.1):
+            return camera
+        return calibrated(nearest)
 
 
 def calibrated(camera: Any) -> Any:
@@ -171,7 +174,7 @@ def localize(
     Args:
         camera: `pycolmap.Camera`; a focal length that is only a guess is estimated, too.
         matching: arguments of `d2feat.match`, beside mutual nearest neighbours.
-        guess: another camera, taken if the matches agree clearly better with it (`BETTER`).
+        guess: another camera, taken if the matches agree clearly better with it (`GAIN`).
     """
     found: set[tuple[int, int]] = set()
     for other in folder.nearest(features):
@@ -188,7 +191,7 @@ def localize(
         return located
     estimated = _pose(name, points2d, points3d, guess)
     cost, others = (_cost(one, points2d, points3d, by) for one, by in ((located, camera), (estimated, guess)))
-    return estimated if others < BETTER * cost else located
+    return estimated if others < cost * (1 - max(GAIN, 5 / len(pairs))) else located
 
 
 def _pose(name: str, points2d: Any, points3d: Any, camera: Any) -> Localized:

@@ -144,11 +144,12 @@ def triangulate(database: Path, photos: Path, out: Path, poses: dict[str, Any]) 
     """
     model = pycolmap.Reconstruction()
     with opened_database(database) as opened:
-        for camera in opened.read_all_cameras():
-            model.add_camera_with_trivial_rig(camera)
-        for image in opened.read_all_images():
-            fresh = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id)
-            model.add_image_with_trivial_frame(fresh, poses[image.name])
+        cameras, images = opened.read_all_cameras(), opened.read_all_images()
+    for camera in cameras:
+        model.add_camera_with_trivial_rig(camera)
+    for image in images:
+        fresh = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id)
+        model.add_image_with_trivial_frame(fresh, poses[image.name])
     options = pycolmap.IncrementalPipelineOptions(random_seed=SEED, num_threads=1)
     with _replacing(out) as partial:
         made = pycolmap.triangulate_points(model, database, photos, partial, options=options)

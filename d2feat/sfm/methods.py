@@ -1,6 +1,5 @@
 """What the pipeline runs on: D2-Net, or COLMAP's SIFT beside it, each with its own rule of matching."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 
 from ..errors import ModelError
-from ..feature2d import D2Feature, create
+from ..feature2d import SETTINGS, D2Feature, create, session_of, settings_of
 from ..features import Features
 from ..images import digest
 from ..model import DEFAULT, available_models
@@ -63,7 +62,7 @@ def d2net(detector: D2Feature) -> Method:
             photo.stored_size,
         )
 
-    settings = {"model": detector.session.sha256, **detector.settings()}
+    settings = {"model": session_of(detector).sha256, **settings_of(detector)}
     return Method(D2NET, extract, D2NET_MATCHING, D2NET_INLIERS, settings)
 
 
@@ -78,8 +77,6 @@ def detector_of(settings: dict[str, Any], model: str = DEFAULT, **asked: Any) ->
     Raises:
         ModelError: the model of the settings is none of those at hand.
     """
-    arguments = inspect.signature(create).parameters.keys() - {"model"}
-    made = {name: value for name, value in settings.items() if name in arguments}
     if model == DEFAULT and "model" in settings:
         found = model_at_hand(settings["model"])
         if found is None:
@@ -88,6 +85,7 @@ def detector_of(settings: dict[str, Any], model: str = DEFAULT, **asked: Any) ->
                 "those at hand; give its file with --model"
             )
         model = found
+    made: dict[str, Any] = {name: settings[name] for name in SETTINGS if name in settings}
     return create(**{**made, **asked}, model=model)
 
 

@@ -94,6 +94,8 @@ def reconstruct(
         raise InputError(
             f"{out} lies in the folder of the photographs, where its pictures would be taken for such"
         )
+    if own_cameras and reference is not None:
+        raise InputError("cameras are known or each photo's own: leave out one of the two")
     if reference is None:
         names, poses = find_photos(folder), None
         cameras = cameras_of(folder, names, own=own_cameras)
