@@ -514,7 +514,7 @@ def test_what_is_no_image_any_more_has_no_features(folder: Path, tmp_path: Path)
 def test_features_without_a_digest_are_read_and_made_anew(folder: Path, tmp_path: Path) -> None:
     out, images = tmp_path / "features.h5", [folder / "a.png", folder / "b.jpg"]
     assert invoke("extract", *images, "-o", out, *COMMAND).exit_code == 0
-    with open_hdf5(out, "r+") as file:  # as earlier releases wrote it
+    with open_hdf5(out, "r+") as file:
         for name in image_names(file):
             del file[name].attrs[DIGEST]
     result = invoke("extract", images[0], "-o", out, *COMMAND, "--match", "all")

@@ -9,7 +9,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -706,16 +705,6 @@ def test_means_are_of_checkpoints_of_a_run_and_written_whole(
     for other in (bare, model):
         with pytest.raises(ValueError, match="no checkpoint"):
             average(tmp_path / "start.pth", other, tmp_path / "mean.pth")
-
-
-def test_a_run_that_kept_numbers_alone_goes_on(photos: Photos, tmp_path: Path) -> None:
-    Trainer(photos, TINY, tmp_path, net=tiny_net()).save()
-    state = torch.load(tmp_path / STATE, weights_only=True)
-    for number in (len(photos), 5):
-        state["source"] |= {"photographs": number, "scenes": 0}
-        torch.save(state, tmp_path / STATE)
-        with nullcontext() if number == len(photos) else pytest.raises(TrainingError, match="photographs"):
-            Trainer(photos, TINY, tmp_path, net=tiny_net())
 
 
 def test_training_lowers_the_loss_and_starts_from_a_checkpoint(photos: Photos, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def reconstruct(photos: Path, out: Path, *, name: str = "", longest: int = 1024,
     contents = sorted(digest(path) for path in photos.rglob("*") if is_photograph(path))
     if info.is_file():
         with np.load(info) as there:
-            if "photographs" in there and there["photographs"].tolist() != contents:
+            if there["photographs"].tolist() != contents:
                 raise ReconstructionError(f"{info} is of other photographs: give this one another --name")
         return info
     folder.mkdir(parents=True, exist_ok=True)

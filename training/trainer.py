@@ -266,11 +266,7 @@ class Trainer:
         budget = {"steps": self.config.steps, "minutes": self.config.minutes}
         if theirs.override(**budget) != self.config:
             raise TrainingError(f"{path.parent} holds a run of another configuration: choose another folder")
-        source = state.get("source", self._source)
-        # Once the numbers of photographs and scenes were all that was kept.
-        counts = {"photographs": len(self.photos) + len(self.held_out), "scenes": len(self.scenes)}
-        other = [key for key, value in self._source.items() if source[key] not in (value, counts.get(key))]
-        if other:
+        if other := [key for key, value in self._source.items() if state["source"][key] != value]:
             raise TrainingError(f"{path.parent} holds a run of other {other[0]}: choose another folder")
         self.net.load_state_dict(state["net"])
         self.average = [parameter.to(self.device) for parameter in state["average"]]

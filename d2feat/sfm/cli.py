@@ -80,6 +80,10 @@ def reconstruct(
                     raise
                 console.print(f"{method.name}: {error}", markup=False, soft_wrap=True)
     console.print(_table(results))
+    console.print(
+        "images: registered / all; points: in space; observed: how often in images;\n"
+        "track: mean length; error: of reprojection, mean; pairs: verified / matched"
+    )
     if cameras is None and (sharing := count_sharing(out / DATABASE_FILE)):
         console.print(
             f"{sharing} photographs whose EXIF tells no focal length are taken for those of one camera a "
@@ -271,8 +275,4 @@ def _table(results: "dict[str, Result]") -> Table:
             f"{result.verified} / {result.pairs}",
             f"{sum(result.seconds.values()):.0f} s",
         )
-    table.caption = (
-        "images: registered / all; points: in space; observed: how often in images; track: mean\n"
-        "length; error: of reprojection, mean; pairs: verified / matched"
-    )
     return table
