@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -62,6 +63,14 @@ def _opened_locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _is_no_folder(path: Path) -> bool:
+    """Whether there is something else; asked at once, for others make and remove folders meanwhile."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return path.is_symlink()
+
+
 def _lock(folder: Path) -> int:
     """A descriptor of the folder, locked."""
     import fcntl
@@ -72,10 +81,7 @@ def _lock(folder: Path) -> int:
             lock = os.open(folder, os.O_RDONLY)
         except (FileNotFoundError, FileExistsError, NotADirectoryError):
             # Another process removed it in between, unless something else is there, as a link to nowhere.
-            places = (folder, *folder.parents)
-            if obstacle := next(
-                (path for path in places if os.path.lexists(path) and not path.is_dir()), None
-            ):
+            if obstacle := next(filter(_is_no_folder, (folder, *folder.parents)), None):
                 raise InputError(f"cannot make {folder}: {obstacle} is no folder") from None
             continue
         try:

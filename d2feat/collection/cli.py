@@ -88,7 +88,9 @@ def extract(
         raise InputError(f"--match is a file of pairs or all; there is no file {match}")
     pairs = [] if match in ("", "all") else read_pairs(Path(match), {*images, *_held(out)})
     if match:
-        check_flat_names({*images, *_held(out)} if match == "all" else itertools.chain.from_iterable(pairs))
+        check_flat_names(
+            sorted({*images, *_held(out)}) if match == "all" else itertools.chain.from_iterable(pairs)
+        )
     detector = D2Feature(
         nfeatures,
         scales=None if multiscale else (1.0,),
