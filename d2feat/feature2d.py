@@ -521,16 +521,16 @@ class D2Feature(Feature2DObject):
             raise InputError(f"the node does not hold text: {error}") from None
         if any(node.empty() for node in nodes.values()) or name != self.getDefaultName():
             raise InputError("the node does not hold the parameters of a D2Feature")
+        numbers: dict[str, Any] = {}
+        for key in (key for key in SETTINGS if key != "scales"):
+            if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
+                raise InputError(f"the parameter {key} of the node is not a number of its kind")
+            numbers[key] = int(nodes[key].real()) if nodes[key].isInt() else nodes[key].real()
         scales = None
         with contextlib.suppress(cv2.error):  # older versions' word of an empty matrix
             scales = nodes["scales"].mat() if nodes["scales"].isMap() else None
         if scales is None:
             raise InputError("the parameter scales of the node is not a matrix, or an empty one")
-        numbers: dict[str, Any] = {}
-        for key in {*SETTINGS} - {"scales"}:
-            if not (nodes[key].isInt() or (nodes[key].isReal() and key == "scoreThreshold")):
-                raise InputError(f"the parameter {key} of the node is not a number of its kind")
-            numbers[key] = int(nodes[key].real()) if nodes[key].isInt() else nodes[key].real()
         # All is checked before anything is changed.
         fresh = D2Feature(
             **numbers,

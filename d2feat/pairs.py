@@ -143,13 +143,7 @@ class _Images:
         return hashlib.sha256("\n".join([self._identity, *made_of]).encode()).hexdigest()[:32]
 
 
-def _match_part(
-    path: Path,
-    first: str,
-    others: Sequence[str],
-    images: _Images,
-    earlier: Any,
-) -> None:
+def _match_part(path: Path, first: str, others: Sequence[str], images: _Images, earlier: Any) -> None:
     """Write the matches of an image with others; those of `earlier` that are made of the same are copied."""
     start = time.perf_counter()
     with hdf5.replacing(path) as part:

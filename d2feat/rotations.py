@@ -1,11 +1,11 @@
 """Descriptors that do not depend on how the image is turned: pooled over rotated copies of it.
 
 A D2-Net is upright unless it was trained on turned scenes, as ours were: turned by much more than the pairs
-that it saw, a place gets another descriptor. Here every keypoint is described in copies
-of the image turned by multiples of 360 / n degrees, and each channel keeps its largest positive value
-(max-pooling over a group of transformations, as in Laptev et al., "TI-Pooling", CVPR 2016). Turning the image
-by a multiple of 360 / n only permutes the copies, so the pooled descriptor stays as it is. There is still one
-descriptor a keypoint, so that ratio tests mean what they did.
+that it saw, a place gets another descriptor. Here every keypoint is described in copies of the image turned
+by multiples of 360 / n degrees, and each channel keeps its largest positive value (max-pooling over a group
+of transformations, as in Laptev et al., "TI-Pooling", CVPR 2016). Turning the image by a multiple of 360 / n
+only permutes the copies, so the pooled descriptor stays as it is. There is still one descriptor a keypoint,
+so that ratio tests mean what they did.
 
 The copies give an orientation as well. The network does not respond to a place alike whichever way up it is,
 and so the copies' responses, as vectors in the directions of their rotations, have a sum that turns with it.

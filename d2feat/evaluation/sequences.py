@@ -288,8 +288,7 @@ def _read_sequence(folder: Path) -> ImageSequence:
         if not candidates:
             raise InputError(f"{folder} has no image {number} that OpenCV can read")
         paths[number] = candidates[0]
-    load = partial(_load, paths)
-    return ImageSequence(folder.name, load, dict(sorted(homographies.items())))
+    return ImageSequence(folder.name, partial(_load, paths), dict(sorted(homographies.items())))
 
 
 def _truths(folder: Path) -> list[Path]:

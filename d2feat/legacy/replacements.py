@@ -161,11 +161,9 @@ class Replacement(D2Feature):
     @cv2_call
     def compute(self, image: Any, keypoints: Any, descriptors: Any = None) -> Any:
         """As `D2Feature.compute`; no descriptors in an empty image."""
-        return (
-            (() if keypoints is None else tuple(keypoints), None)
-            if _is_empty(image)
-            else super().compute(image, keypoints, descriptors)
-        )
+        if _is_empty(image):
+            return () if keypoints is None else tuple(keypoints), None
+        return super().compute(image, keypoints, descriptors)
 
     def getDefaultName(self) -> str:
         """Name of the replaced class."""

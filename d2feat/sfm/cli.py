@@ -91,7 +91,7 @@ def reconstruct(
             soft_wrap=True,
         )
     console.print(
-        f"wrote {out}: COLMAP's model is {out / 'sparse'}; see {out / 'model.png'}",
+        f"wrote {out}: COLMAP's model is {out / MODEL_FOLDER}; see {out / 'model.png'}",
         soft_wrap=True,
         markup=False,
     )
