@@ -8,7 +8,7 @@
 The folder reads in the direction the data flows: `images` (what callers pass), `model` (the ONNX graph),
 `providers`, `runtime`, `runs` and `session` (what runs it), `features` and `keypoints` (arrays and
 `cv2.KeyPoint` objects), `bindings` and `feature2d` (OpenCV's interface around it all), `rotations`, `tiles`,
-`affine`, `stream` and `frames` (one image as several, and several images), `matching`.
+`affine`, `stream` and `frames` (one image as several, and several images), `matching`, `refinement`.
 """
 
 try:
@@ -29,6 +29,7 @@ from .legacy import install, installed, uninstall
 from .matching import match
 from .model import available_models
 from .native import create_native
+from .refinement import refine
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "install",
     "installed",
     "match",
+    "refine",
     "to_image_features",
     "uninstall",
 ]

@@ -61,13 +61,13 @@ def test_project_refuses_what_is_at_or_beyond_the_horizon(sign: int) -> None:
 
 def test_match_errors_are_measured_in_image_2() -> None:
     half = np.diag([0.5, 0.5, 1])
-    errors = metrics.match_errors([(10, 10), (20, 20)], [(13, 14), (10, 10)], indices((0, 0), (1, 1)), half)
+    errors = metrics.match_errors([(10, 10), (20, 20)], [(13, 14), (10, 10)], half)
     np.testing.assert_allclose(errors, [np.hypot(8, 9), 0])
 
 
 def test_match_errors_of_points_beyond_the_horizon_are_infinite() -> None:
     H = np.array([[1.0, 0, 0], [0, 1, 0], [-0.1, 0, 1]])
-    assert metrics.match_errors([(20, 1)], [(20, 1)], indices((0, 0)), H).tolist() == [np.inf]
+    assert metrics.match_errors([(20, 1)], [(20, 1)], H).tolist() == [np.inf]
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -83,9 +83,10 @@ def test_pixel_0_0_may_lie_beyond_the_horizon(sign: int) -> None:
     truth1 = np.array([cv2.perspectiveTransform(truth2[None], back)[0]]).reshape(-1, 2)
     matches = np.repeat(np.arange(50)[:, None], 2, axis=1)
     for one, two, forth in ((truth1, truth2, H), (truth2, truth1, back)):
-        np.testing.assert_allclose(metrics.match_errors(one, two, matches, forth), 0, atol=1e-6)
+        errors = metrics.match_errors(one, two, forth)
+        np.testing.assert_allclose(errors, 0, atol=1e-6)
         assert metrics.repeatability(one, two, forth, size, size) == 1
-        assert metrics.matching_score(one, two, matches, forth, size, size) == 1
+        assert metrics.matching_score(one, two, matches, errors, forth, size, size) == 1
         assert metrics.corner_error(forth / forth[2, 2], forth, size) == pytest.approx(0, abs=1e-6)
         assert metrics.corner_error(forth @ MOVE, forth, size) > 5
 
@@ -110,9 +111,11 @@ def test_matching_score_is_relative_to_keypoints_in_common() -> None:
     points2 = [(30, 22), (50, 20), (90, 60), (5, 20)]
     matches = indices((0, 0), (1, 1), (2, 2), (3, 3))
     # Three and three lie in common; errors are 2, 0 and 45 px.
-    assert metrics.matching_score(points1, points2, matches, MOVE, SIZE, SIZE) == pytest.approx(2 / 3)
-    assert metrics.matching_score(points1, points2, matches, MOVE, SIZE, SIZE, 1.0) == pytest.approx(1 / 3)
-    assert metrics.matching_score(points1, points2, matches[:0], MOVE, SIZE, SIZE) == 0
+    errors = metrics.match_errors(points1, points2, MOVE)
+    truth = MOVE, SIZE, SIZE
+    assert metrics.matching_score(points1, points2, matches, errors, *truth) == pytest.approx(2 / 3)
+    assert metrics.matching_score(points1, points2, matches, errors, *truth, 1.0) == pytest.approx(1 / 3)
+    assert metrics.matching_score(points1, points2, matches[:0], errors[:0], *truth) == 0
 
 
 def test_places_nearer_than_a_pixel_are_one() -> None:
@@ -299,8 +302,7 @@ def test_fits_vary_with_the_order_of_matches_and_repeat_themselves() -> None:
     points = random.uniform(0, 80, (60, 2)).astype(np.float32)
     moved = (metrics.project(points, MOVE) + random.normal(0, 1.5, points.shape)).astype(np.float32)
     moved[:30] = random.uniform(0, 80, (30, 2))
-    matches = np.repeat(np.arange(60)[:, None], 2, axis=1)
-    one, two = (fitting.fit_homographies(points, moved, matches, cv2.RANSAC) for _ in range(2))
+    one, two = (fitting.fit_homographies(points, moved, cv2.RANSAC) for _ in range(2))
     errors = [metrics.corner_error(fit.homography, MOVE, SIZE) for fit in one]
     assert len(errors) == fitting.TRIALS
     assert len(set(errors)) > 1
@@ -328,9 +330,9 @@ def test_legacy_finds_the_homography(norm: int) -> None:
     moved[:20] = random.uniform(0, 80, (20, 2))
     result = legacy.run_legacy(Extraction(points, descriptors, norm), Extraction(moved, descriptors, norm))
     # The kd-tree finds all of them, LSH most of those that have a second neighbour.
-    assert len(result.matches) == 60 if norm == cv2.NORM_L2 else len(result.matches) > 30
+    assert len(result.points) == 60 if norm == cv2.NORM_L2 else len(result.points) > 30
     for fit in result.fits:
-        assert len(result.matches) / 2 < len(fit.inliers) < 45
+        assert len(result.points) / 2 < len(fit.inliers) < 45
         assert metrics.corner_error(fit.homography, MOVE, SIZE) < 0.5
 
 
@@ -612,6 +614,33 @@ def test_the_synthetic_command() -> None:
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert "v_02" in result.output
+
+
+def test_refined_matches_are_nearer_to_the_truth() -> None:
+    pytest.importorskip("skimage")
+    pair = next(sequence for sequence in make_sequences("skimage", 2) if sequence.name.startswith("v_"))
+    few = ImageSequence(pair.name, pair.load, {2: pair.homographies[2]})
+    raw, refined = (
+        evaluate([few], open_methods(["sift"], 500, refined=refined)[0], 500).methods[0]
+        for refined in (False, True)
+    )
+    assert (raw.name, refined.name) == ("sift", "sift refined")
+    assert raw.overall.localisation is not None
+    assert refined.overall.localisation is not None
+    assert refined.overall.localisation < 0.5 * raw.overall.localisation
+    assert refined.overall.auc[0] > raw.overall.auc[0]
+    # What is found and matched is the same.
+    assert refined.overall.matches == raw.overall.matches
+    assert refined.overall.repeatability == raw.overall.repeatability
+    assert refined.overall.legacy_matches == raw.overall.legacy_matches
+
+
+def test_the_command_refines() -> None:
+    pytest.importorskip("skimage")
+    arguments = ["synthetic", "skimage", "--count", "1", "--methods", "orb", "--nfeatures", "300", "--refine"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert "orb refined" in result.output
 
 
 def test_without_matplotlib_the_error_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,11 @@ def test_a_scene_with_known_cameras(tmp_path: Path) -> None:
         assert max(map(max, result.errors)) < 5, result
         assert result.auc[2] > result.auc[1] > result.auc[0] > 0.3
         assert result.inliers > 40
+    # In the pixels of the file, where the pair's second photo lies on its side.
+    refining = open_methods(["sift"], 400, refined=True)[0]
+    (refined,) = pose.evaluate_poses(pose.read_pose_pairs(tmp_path / "pairs.txt"), tmp_path, refining)
+    assert refined.name == "sift refined"
+    assert np.mean(refined.errors) < np.mean(found[1].errors)
 
 
 def test_a_photo_that_is_missing_is_found_out_before_the_work(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ Models = Annotated[
     list[str] | None, typer.Option(help="a further d2feat model, name or path; may be repeated")
 ]
 Rotations = Annotated[int, typer.Option(help="rotations that d2feat models pool descriptors over")]
+Refine = Annotated[
+    bool, typer.Option("--refine", help="refine the positions of all methods' matches (d2feat.refine)")
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--out", help="folder for evaluation.json and mma.png; made if missing")
 ]
@@ -51,6 +54,7 @@ def sequences(
     model: Models = None,
     multiscale: Multiscale = True,
     rotations: Rotations = 1,
+    refine: Refine = False,
     only: Annotated[str, typer.Option(help="comma-separated names of sequences; all by default")] = "",
     out: Output = None,
 ) -> None:
@@ -58,8 +62,8 @@ def sequences(
 
     Or, as the Oxford affine sequences are published, img1.ppm to img6.ppm and H1to2p to H1to6p.
     """
-    found = read_sequences(folder, _split(only))
-    _run(found, str(folder), [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
+    found, names = read_sequences(folder, _split(only)), [*_split(methods), *(model or [])]
+    _run(found, str(folder), names, nfeatures, multiscale, rotations, refine, out)
 
 
 @app.command()
@@ -70,6 +74,7 @@ def synthetic(
     model: Models = None,
     multiscale: Multiscale = True,
     rotations: Rotations = 1,
+    refine: Refine = False,
     count: Annotated[int, typer.Option(min=1, help="photographs to take")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the choice and of all changes")] = 0,
     out: Output = None,
@@ -77,7 +82,7 @@ def synthetic(
     """Compare on sequences made from PHOTOS, with exact truth: change of light (i_) and of viewpoint (v_)."""
     made = make_sequences(photos, count, seed)
     data = f"{len(made)} photographs of {photos}, seed {seed}"
-    _run(made, data, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, out)
+    _run(made, data, [*_split(methods), *(model or [])], nfeatures, multiscale, rotations, refine, out)
 
 
 @app.command()
@@ -93,11 +98,12 @@ def pose(
     model: Models = None,
     multiscale: Multiscale = True,
     rotations: Rotations = 1,
+    refine: Refine = False,
 ) -> None:
     """Compare relative poses estimated on PAIRS, lines of NAME0 NAME1 ROT0 ROT1 K0 K1 T_0TO1."""
     console = Console(highlight=False)
     found = read_pose_pairs(pairs)
-    opened = _open([*_split(methods), *(model or [])], nfeatures, multiscale, rotations, console)[0]
+    opened = _open([*_split(methods), *(model or [])], nfeatures, multiscale, rotations, refine, console)[0]
     with stage_progress() as progress:
         task = progress.add_task("", total=len(found) * len(opened))
         folder = pairs.parent if images is None else images
@@ -112,12 +118,13 @@ def _run(
     nfeatures: int,
     multiscale: bool,
     rotations: int,
+    refine: bool,
     out: Path | None,
 ) -> None:
     console = Console(highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    methods, skipped = _open(names, nfeatures, multiscale, rotations, console)
+    methods, skipped = _open(names, nfeatures, multiscale, rotations, refine, console)
     with stage_progress() as progress:
         images = sum(1 + len(sequence.homographies) for sequence in found)
         task = progress.add_task("", total=images * len(methods))
@@ -141,9 +148,9 @@ def _run(
 
 
 def _open(
-    names: list[str], nfeatures: int, multiscale: bool, rotations: int, console: Console
+    names: list[str], nfeatures: int, multiscale: bool, rotations: int, refine: bool, console: Console
 ) -> tuple[list[Method], dict[str, str]]:
-    methods, skipped = open_methods(names, nfeatures, None if multiscale else (1.0,), rotations)
+    methods, skipped = open_methods(names, nfeatures, None if multiscale else (1.0,), rotations, refine)
     for name, reason in skipped.items():
         console.print(f"{name} is left out: {reason}", markup=False)
     if not methods:

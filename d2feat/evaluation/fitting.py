@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .metrics import Floats, Indices
+from .metrics import Floats
 
 TRIALS: Final = 10
 
@@ -29,24 +29,22 @@ class Fit:
 
 
 def fit_homographies(
-    points1: npt.NDArray[np.float32], points2: npt.NDArray[np.float32], matches: Indices, estimator: int
+    matched1: npt.NDArray[np.float32], matched2: npt.NDArray[np.float32], estimator: int
 ) -> list[Fit]:
-    """`TRIALS` fits to M x 2 matches: in the given order, then in random ones, the same at every call.
+    """`TRIALS` fits to M matches: in the given order, then in random ones, the same at every call.
 
     Args:
-        points1, points2: N x 2 and M x 2, (x, y) in pixels.
-        matches: indices of points 1 and points 2.
+        matched1, matched2: M x 2, (x, y) in pixels, of image 1 and image 2.
         estimator: `cv2.RANSAC`, `cv2.USAC_MAGSAC` or another of `cv2.findHomography`, with its defaults.
     """
     none = Fit(None, np.zeros(0, np.int64))
-    if len(matches) < 4:
+    if len(matched1) < 4:
         return [none] * TRIALS
     random = np.random.default_rng(0)
-    orders = [np.arange(len(matches)), *(random.permutation(len(matches)) for _ in range(TRIALS - 1))]
+    orders = [np.arange(len(matched1)), *(random.permutation(len(matched1)) for _ in range(TRIALS - 1))]
     fits = []
     for order in orders:
-        first, second = points1[matches[order, 0]], points2[matches[order, 1]]
-        homography, mask = cv2.findHomography(first, second, estimator, THRESHOLD)
+        homography, mask = cv2.findHomography(matched1[order], matched2[order], estimator, THRESHOLD)
         if homography is None or mask is None:
             fits.append(none)
         else:

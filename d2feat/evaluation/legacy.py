@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from .fitting import Fit, fit_homographies
-from .methods import Extraction
+from .methods import Extraction, matched_points
 from .metrics import Indices
 
 RATIO: Final = 0.75
@@ -23,16 +24,21 @@ _SEARCH: Final[dict[str, Any]] = {"checks": 50}
 
 @dataclass(frozen=True, eq=False)
 class LegacyResult:
-    """What the recipe found: matches left by the ratio, M x 2 indices, and the fits of `fitting`."""
+    """What the recipe found.
 
-    matches: Indices
+    Attributes:
+        points: M x 2 float32, the places in image 1 of the matches that the ratio left.
+        fits: those of `fitting` to these matches.
+    """
+
+    points: npt.NDArray[np.float32]
     fits: list[Fit]
 
 
 def run_legacy(one: Extraction, two: Extraction) -> LegacyResult:
     """Match two images' features and fit homographies, as old scripts do."""
-    matches = ratio_matches(one, two)
-    return LegacyResult(matches, fit_homographies(one.points, two.points, matches, cv2.RANSAC))
+    matched1, matched2 = matched_points(one, two, ratio_matches(one, two))
+    return LegacyResult(matched1, fit_homographies(matched1, matched2, cv2.RANSAC))
 
 
 def ratio_matches(one: Extraction, two: Extraction) -> Indices:

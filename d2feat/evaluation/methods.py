@@ -1,7 +1,7 @@
 """The methods that are compared: d2feat's models and OpenCV's detectors, at equal feature budgets."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..feature2d import D2Feature, create, session_of
 from ..images import Image
 from ..matching import match_indices
+from ..refinement import refine_points
 from .metrics import Indices
 
 
@@ -26,11 +27,13 @@ class Extraction:
         points: N x 2 float32, (x, y) in pixels.
         descriptors: N x C float32, or N x bytes uint8 of a binary method.
         norm: `cv2.NORM_L2` or `cv2.NORM_HAMMING`, the distance between descriptors.
+        image: that they are of, where the positions of matches are to be refined.
     """
 
     points: npt.NDArray[np.float32]
     descriptors: npt.NDArray[Any]
     norm: int
+    image: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ class Method:
 
 
 def open_methods(
-    names: Iterable[str], nfeatures: int, scales: Sequence[float] | None = None, rotations: int = 1
+    names: Iterable[str],
+    nfeatures: int,
+    scales: Sequence[float] | None = None,
+    rotations: int = 1,
+    refined: bool = False,
 ) -> tuple[list[Method], dict[str, str]]:
     """Methods by name, and the reason for each that this OpenCV lacks.
 
@@ -53,6 +60,7 @@ def open_methods(
             a d2feat model.
         nfeatures: features that each method may give an image, best by response; 0 for all.
         scales, rotations: of the d2feat models, see `d2feat.create`.
+        refined: whether the positions of all methods' matches are refined (`d2feat.refine`).
 
     Raises:
         ModelError: there is no such model.
@@ -73,7 +81,7 @@ def open_methods(
             skipped[name] = f"OpenCV {cv2.__version__} has no AKAZE in its main package"
         else:
             methods.append(Method(name, _CV2[name](nfeatures)))
-    return methods, skipped
+    return [_refining(method) for method in methods] if refined else methods, skipped
 
 
 def d2feat_method(detector: D2Feature | AffineFeature, name: str) -> Method:
@@ -95,6 +103,23 @@ def mutual_matches(one: Extraction, two: Extraction) -> Indices:
         return match_indices(one.descriptors, two.descriptors)[0]
     found = cv2.BFMatcher(one.norm, crossCheck=True).match(one.descriptors, two.descriptors)
     return np.array([(pair.queryIdx, pair.trainIdx) for pair in found], np.int64).reshape(-1, 2)
+
+
+def matched_points(
+    one: Extraction, two: Extraction, matches: Indices
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The M x 2 positions of matches in either image, refined where the method is to be."""
+    points1, points2 = one.points[matches[:, 0]], two.points[matches[:, 1]]
+    if one.image is None or two.image is None:
+        return points1, points2
+    return points1, refine_points(one.image, two.image, points1, points2)
+
+
+def _refining(method: Method) -> Method:
+    def extract(image: Image) -> Extraction:
+        return replace(method.extract(image), image=image)
+
+    return Method(f"{method.name} refined", extract, method.model)
 
 
 def _sift(nfeatures: int, root: bool = False, contrast: float = 0.04) -> Callable[[Image], Extraction]:

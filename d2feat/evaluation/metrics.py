@@ -50,13 +50,10 @@ def facing(H: npt.ArrayLike, points1: npt.ArrayLike, points2: npt.ArrayLike) -> 
     return np.asarray(matrix * np.sign(votes or matrix[2, 2] or 1.0))
 
 
-def match_errors(
-    points1: npt.ArrayLike, points2: npt.ArrayLike, matches: Indices, H: npt.ArrayLike
-) -> Floats:
-    """M reprojection errors: from point 1 mapped by `H` to point 2; infinite where it is not in front."""
-    first, second = (np.asarray(points, np.float64).reshape(-1, 2) for points in (points1, points2))
-    difference = project(first[matches[:, 0]], facing(H, first, second)) - second[matches[:, 1]]
-    errors = np.hypot(*difference.T)
+def match_errors(matched1: npt.ArrayLike, matched2: npt.ArrayLike, H: npt.ArrayLike) -> Floats:
+    """M errors of M x 2 matching points: from point 1 mapped by `H` to point 2; infinite if not in front."""
+    first, second = (np.asarray(points, np.float64).reshape(-1, 2) for points in (matched1, matched2))
+    errors = np.hypot(*(project(first, facing(H, first, second)) - second).T)
     return np.where(np.isnan(errors), np.inf, errors)
 
 
@@ -94,6 +91,7 @@ def matching_score(
     points1: npt.ArrayLike,
     points2: npt.ArrayLike,
     matches: Indices,
+    errors: Floats,
     H: npt.ArrayLike,
     size1: Size,
     size2: Size,
@@ -101,11 +99,12 @@ def matching_score(
 ) -> float:
     """Correct matches over the smaller number of keypoints in the common area (Mikolajczyk et al. 2005).
 
-    Unlike the accuracy it falls when a method gives few matches; 0 without keypoints in common.
+    `errors` are the matches', see `match_errors`. Unlike the accuracy it falls when a method gives few
+    matches; 0 without keypoints in common.
     """
     common1, common2 = in_common(points1, points2, H, size1, size2)
     fewer = int(min(common1.sum(), common2.sum()))
-    correct = match_errors(points1, points2, matches, H) <= threshold
+    correct = errors <= threshold
     correct &= common1[matches[:, 0]] & common2[matches[:, 1]]
     return float(correct.sum() / fewer) if fewer else 0.0
 

@@ -10,7 +10,7 @@ image and taken back, so neither intrinsics nor poses are turned.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..images import decode_file
 from ..lists import read_lines
 from ..orientation import to_stored, turned
-from .methods import Extraction, Method, mutual_matches
+from .methods import Extraction, Method, matched_points, mutual_matches
 from .metrics import Floats, area_under_curve
 
 THRESHOLDS: Final = (5, 10, 20)
@@ -133,9 +133,7 @@ def evaluate_poses(
                 if last[key] == number:  # thousands of images do not fit into memory
                     features.pop(key, None)
             indices = mutual_matches(one, two)
-            motion, agreeing = estimate_motion(
-                one.points[indices[:, 0]], two.points[indices[:, 1]], *pair.intrinsics
-            )
+            motion, agreeing = estimate_motion(*matched_points(one, two, indices), *pair.intrinsics)
             errors.append((np.inf, np.inf) if motion is None else motion_error(motion, pair.motion))
             matches.append(len(indices))
             inliers.append(agreeing)
@@ -205,4 +203,8 @@ def _extract(path: Path, quarters: int, method: Method) -> Extraction:
     image = decode_file(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     found = method.extract(turned(image, quarters))
     size = image.shape[1], image.shape[0]
-    return Extraction(to_stored(found.points, size, quarters), found.descriptors, found.norm)
+    return replace(
+        found,
+        points=to_stored(found.points, size, quarters),
+        image=None if found.image is None else image,
+    )

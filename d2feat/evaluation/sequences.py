@@ -16,7 +16,7 @@ from ..images import Image, cv2_path, read_image
 from . import metrics
 from .fitting import Fit, fit_homographies
 from .legacy import run_legacy
-from .methods import Extraction, Method, mutual_matches
+from .methods import Extraction, Method, matched_points, mutual_matches
 from .metrics import Floats, Size
 
 
@@ -204,9 +204,10 @@ def evaluate_pair(
         size1, size2: (width, height) of the images.
     """
     matches = mutual_matches(one, two)
-    errors = metrics.match_errors(one.points, two.points, matches, H)
+    matched = matched_points(one, two, matches)
+    errors = metrics.match_errors(*matched, H)
     legacy = run_legacy(one, two)
-    both, places = (one.points, two.points), one.points[legacy.matches[:, 0]]
+    both = one.points, two.points
 
     def corner_errors(fits: Iterable[Fit]) -> tuple[float | None, ...]:
         return tuple(_finite(metrics.corner_error(fit.homography, H, size1)) for fit in fits)
@@ -217,13 +218,13 @@ def evaluate_pair(
         features=(len(one.points), len(two.points)),
         matches=len(matches),
         accuracy=tuple(metrics.matching_accuracy(errors).tolist()),
-        matching_score=metrics.matching_score(*both, matches, H, size1, size2),
+        matching_score=metrics.matching_score(*both, matches, errors, H, size1, size2),
         repeatability=metrics.repeatability(*both, H, size1, size2),
         localisation=_finite(metrics.localisation(errors)),
-        corner_errors=corner_errors(fit_homographies(*both, matches, cv2.USAC_MAGSAC)),
-        legacy_matches=len(legacy.matches),
+        corner_errors=corner_errors(fit_homographies(*matched, cv2.USAC_MAGSAC)),
+        legacy_matches=len(legacy.points),
         legacy_inliers=float(np.mean([len(fit.inliers) for fit in legacy.fits])),
-        legacy_distinct=float(np.mean([metrics.distinct(places[fit.inliers]) for fit in legacy.fits])),
+        legacy_distinct=float(np.mean([metrics.distinct(legacy.points[fit.inliers]) for fit in legacy.fits])),
         legacy_corner_errors=corner_errors(legacy.fits),
     )
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from d2feat.evaluation.fitting import fit_homographies
-from d2feat.evaluation.methods import mutual_matches, open_methods
+from d2feat.evaluation.methods import matched_points, mutual_matches, open_methods
 from d2feat.evaluation.metrics import Floats, corner_error
 from d2feat.evaluation.sequences import read_sequences
 from d2feat.images import Image
@@ -51,7 +51,7 @@ def main(folder: str, *names: str) -> None:
             for method, before in zip(methods, first, strict=True):
                 after = method.extract(two)
                 found = mutual_matches(before, after)
-                fit = fit_homographies(before.points, after.points, found, cv2.USAC_MAGSAC)[0]
+                fit = fit_homographies(*matched_points(before, after, found), cv2.USAC_MAGSAC)[0]
                 fits.append(fit.homography)
             errors = [corner_error(fit, truth, size) for fit in fits]
             apart = min(
