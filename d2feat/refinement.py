@@ -96,19 +96,26 @@ def refine(
     return points1, refine_points(image1, image2, points1, points2)
 
 
-def refine_points(image1: Any, image2: Any, points1: Array, points2: Array) -> Array:
-    """What `refine` makes of M x 2 points 2, which match points 1."""
+def refine_points(
+    image1: Any,
+    image2: Any,
+    points1: Array,
+    points2: Array,
+    chosen: npt.NDArray[np.bool_] | None = None,
+) -> Array:
+    """What `refine` makes of M x 2 points 2, which match points 1; of those of M booleans, where given."""
     greys = _grey(image1), _grey(image2)
     refined = points2.copy()
     usable = np.flatnonzero(_inside(points1, greys[0]) & _inside(points2, greys[1]))
     maps, believed = local_affinities(points1[usable], points2[usable])
+    if chosen is not None:
+        believed &= chosen[usable]
     usable, maps = usable[believed], maps[believed]
     # Patches are compared at the resolution of the image that shows the place smaller.
     octaves = np.rint(np.log2(np.linalg.det(maps)) / 2)
     for octave in np.unique(octaves):
-        chosen = octaves == octave
-        rows = usable[chosen]
-        moved, warps = refined[rows], maps[chosen]
+        rows = usable[octaves == octave]
+        moved, warps = refined[rows], maps[octaves == octave]
         for step, iterations, furthest in PASSES:
             coarser = step * 2.0 ** max(0.0, -octave), step * 2.0 ** max(0.0, octave)
             smooth = [

@@ -375,6 +375,86 @@ def test_a_photo_that_cannot_be_read_costs_nothing_of_the_others(tmp_path: Path)
         run()
 
 
+def camera_errors(out: Path, model: str, views: dict[str, View]) -> np.ndarray:
+    """Distances of a model's cameras from their true places, after the best similarity."""
+    found = pycolmap.Reconstruction(out / model)
+    similarity = true_similarity(found, views)
+    images = [found.images[i] for i in found.reg_image_ids()]
+    places = [similarity * image.projection_center() for image in images]
+    return np.linalg.norm(np.array(places) - [views[image.name].centre for image in images], axis=1)
+
+
+def test_refined_observations_make_better_cameras(
+    built: tuple[Path, Result], folder: Path, views: dict[str, View], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    mapped = (out / "sparse/images.bin").read_bytes()
+
+    def stop(stage: str, done: int, total: int) -> None:
+        assert stage != "refinement"
+
+    with pytest.raises(AssertionError):
+        reconstruct(folder, out, method(), progress=stop, refine=True)
+    assert not (out / "refined").exists()
+    result = reconstruct(folder, out, method(), refine=True)
+    assert result.figures.reprojection_error < 0.6 * built[1].figures.reprojection_error
+    assert result.figures.observations > 0.95 * built[1].figures.observations
+    assert result.seconds["refinement"] > 0
+    assert camera_errors(out, "refined", views).mean() < 0.7 * camera_errors(out, "sparse", views).mean()
+    # What COLMAP made stays, and all is there for the next run.
+    assert (out / "sparse/images.bin").read_bytes() == mapped
+    assert reconstruct(folder, out, method(), refine=True) == result
+    assert reconstruct(folder, out, method()).figures == built[1].figures
+    model, refined = (pycolmap.Reconstruction(out / name) for name in ("sparse", "refined"))
+    moved, idle = [], 0
+    for i, image in refined.images.items():
+        for before, after in zip(model.images[i].points2D, image.points2D, strict=True):
+            if after.has_point3D():
+                moved.append(np.linalg.norm(before.xy - after.xy))
+            else:
+                idle += 1
+                np.testing.assert_array_equal(before.xy, after.xy)
+    assert idle > 100
+    assert 0.1 < np.median(moved) < 1
+    # Photos are localised by the refined one.
+    with Map(out) as place:
+        assert place.model.compute_mean_reprojection_error() == result.figures.reprojection_error
+        (found,) = localize_photos(place, {folder / "b.png": None}, method())
+    assert found.inliers > 50
+    keep_best(out / "features.h5", 300)
+    with pytest.raises(InputError, match=r"used for .*sparse, refined in"):
+        reconstruct(folder, out, method())
+
+
+def test_photos_are_refined_as_they_are_stored(views: dict[str, View], tmp_path: Path) -> None:
+    """One photo lies on its side, and says so: its keypoints are those of the file's pixels."""
+    photos = tmp_path / "photos"
+    write_views(photos, {name: views[name] for name in ("a.png", "b.png", "sub/c.png")})
+    cv2.imwrite(str(photos / "b.png"), np.ascontiguousarray(np.rot90(views["b.png"].image)))
+    add_exif(photos / "b.png", 6)
+    out = tmp_path / "out"
+    before = reconstruct(photos, out, method()).figures
+    assert before.registered == 3
+    refined = reconstruct(photos, out, method(), refine=True).figures
+    assert refined.reprojection_error < 0.7 * before.reprojection_error
+
+
+def test_known_cameras_stay_when_observations_are_refined(
+    folder: Path, views: dict[str, View], tmp_path: Path
+) -> None:
+    reference, out = tmp_path / "reference", tmp_path / "out"
+    write_reference(reference, views)
+    before = reconstruct(folder, out, method(), reference=reference).figures
+    refined = reconstruct(folder, out, method(), reference=reference, refine=True).figures
+    assert refined.reprojection_error < 0.7 * before.reprojection_error
+    model = pycolmap.Reconstruction(out / "refined")
+    for name, pose in cameras(out).items():
+        image = model.find_image_with_name(name)
+        np.testing.assert_array_equal(image.cam_from_world().matrix(), pose)
+        assert model.cameras[image.camera_id].mean_focal_length() == FOCAL
+
+
 def test_known_cameras_of_another_size_are_an_error(
     built: tuple[Path, Result], views: dict[str, View], tmp_path: Path
 ) -> None:

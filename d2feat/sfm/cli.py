@@ -16,7 +16,7 @@ from ..feature2d import create
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
 from ..terminal import figure_table, stage_progress
-from .layout import DATABASE_FILE, FEATURES_FILE, MODEL_FOLDER, SIFT_FOLDER
+from .layout import DATABASE_FILE, FEATURES_FILE, MODEL_FOLDER, REFINED_FOLDER, SIFT_FOLDER
 
 if TYPE_CHECKING:
     from .localize import Localized
@@ -46,6 +46,9 @@ def reconstruct(
             help="a camera for each photograph whose EXIF does not tell; else those of one size share one",
         ),
     ] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="move observations by the photographs' pixels: more exact")
+    ] = False,
     sift: Annotated[bool, typer.Option(help="with COLMAP's SIFT, too, in OUT/sift")] = True,
     nfeatures: FeatureCount = NFEATURES,
     model: Model = DEFAULT,
@@ -73,7 +76,9 @@ def reconstruct(
                 progress.update(bars[stage], advance=done)  # noqa: B023
 
             try:
-                result = run(photos, folder, method, pairs, advance, cameras, own_cameras=own_cameras)
+                result = run(
+                    photos, folder, method, pairs, advance, cameras, own_cameras=own_cameras, refine=refine
+                )
                 results[methods.FOREIGN if is_foreign(folder) else method.name] = result
             except D2FeatError as error:
                 if method.name != methods.SIFT:
@@ -91,7 +96,8 @@ def reconstruct(
             soft_wrap=True,
         )
     console.print(
-        f"wrote {out}: COLMAP's model is {out / MODEL_FOLDER}; see {out / 'model.png'}",
+        f"wrote {out}: COLMAP's model is {out / (REFINED_FOLDER if refine else MODEL_FOLDER)}; "
+        f"see {out / 'model.png'}",
         soft_wrap=True,
         markup=False,
     )

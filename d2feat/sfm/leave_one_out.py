@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
-from .layout import MODEL_FOLDER
+from .layout import best_model
 from .localize import Map, calibrated, localize
-from .mapping import read_model
+from .mapping import adjust, read_model
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def leave_one_out(folder: Path, matching: dict[str, Any]) -> list[PoseError]:
     Raises:
         InputError: there is no model in it, or it has fewer than four.
     """
-    whole = read_model(folder / MODEL_FOLDER)
+    whole = read_model(best_model(folder))
     if whole.num_reg_images() < 4:
         raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
     extent = camera_extent(whole, registered(whole))
@@ -76,13 +76,7 @@ def without(model: Any, image_id: int) -> Any:
         if image.points2D[index].has_point3D():
             rest.delete_observation(image_id, index)
     rest.deregister_frame(image.frame_id)
-    options = pycolmap.BundleAdjustmentOptions(print_summary=False)
-    options.ceres.solver_options.num_threads = 1
-    config = pycolmap.BundleAdjustmentConfig()
-    for other in rest.reg_image_ids():
-        config.add_image(other)
-    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    pycolmap.create_default_bundle_adjuster(options, config, rest).solve()
+    adjust(rest)
     return rest
 
 

@@ -17,7 +17,7 @@ from ..lists import read_lines
 from ..pairs import match_features
 from .colmap import pycolmap
 from .database import SEED
-from .layout import FEATURES_FILE, GLOBAL_FILE, MODEL_FOLDER, WORDS_FILE
+from .layout import FEATURES_FILE, GLOBAL_FILE, WORDS_FILE, best_model
 from .mapping import read_model
 from .methods import Method, model_name
 from .photos import cameras_of, check_size, read_photo
@@ -63,11 +63,11 @@ class Map:
     """
 
     def __init__(self, folder: Path, model: Any = None) -> None:
-        if not (folder / MODEL_FOLDER).is_dir():
+        if not best_model(folder).is_dir():
             raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
         self.folder = folder
         self.settings = read_settings(folder)
-        self.model = read_model(folder / MODEL_FOLDER) if model is None else model
+        self.model = read_model(best_model(folder)) if model is None else model
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
         self._features = hdf5.open_hdf5(folder / FEATURES_FILE)
@@ -84,11 +84,18 @@ class Map:
         self._features.close()
 
     def _check_features(self) -> None:
-        """Raise InputError if the features are not those of which the model was made."""
+        """Raise InputError if the features are not those of which the model was made.
+
+        Those that no point has are where they were; observations may have been refined.
+        """
         for name in self.names:
             points, keypoints = self.images[name].points2D, hdf5.read_keypoints(self._features, name)
             same = len(points) == len(keypoints)
-            if not same or (len(points) and not np.allclose(points[0].xy, keypoints[0] + 0.5, atol=1e-2)):
+            if same:
+                idle = [i for i, point in enumerate(points) if not point.has_point3D()]
+                places = np.array([points[i].xy for i in idle]).reshape(-1, 2)
+                same = np.allclose(places, keypoints[idle] + 0.5, atol=1e-2)
+            if not same:
                 raise InputError(
                     f"{self.folder / FEATURES_FILE} is not the file that the model there was made of: {name} "
                     f"has {len(keypoints)} keypoints, {len(points)} in the model, or others; put the file "

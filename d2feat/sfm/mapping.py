@@ -63,7 +63,7 @@ def build_model(
     """
     with opened_database(database) as opened:
         count = opened.num_images()
-    with _replacing(out) as partial:
+    with replacing_folder(out) as partial:
         best = None
         for limits in ({}, _FORWARD):
             models = _map_incrementally(database, photos, partial, limits, registered)
@@ -151,7 +151,7 @@ def triangulate(database: Path, photos: Path, out: Path, poses: dict[str, Any]) 
         fresh = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id)
         model.add_image_with_trivial_frame(fresh, poses[image.name])
     options = pycolmap.IncrementalPipelineOptions(random_seed=SEED, num_threads=1)
-    with _replacing(out) as partial:
+    with replacing_folder(out) as partial:
         made = pycolmap.triangulate_points(model, database, photos, partial, options=options)
         if made.num_points3D() == 0:
             raise D2FeatError(
@@ -160,8 +160,22 @@ def triangulate(database: Path, photos: Path, out: Path, poses: dict[str, Any]) 
         made.write(partial)
 
 
+def adjust(model: Any, known: bool = False) -> None:
+    """Bundle adjustment of all points of a model, and of its cameras if these are not known."""
+    options = pycolmap.BundleAdjustmentOptions(print_summary=False)
+    options.ceres.solver_options.num_threads = 1
+    config = pycolmap.BundleAdjustmentConfig()
+    for image in model.reg_image_ids():
+        config.add_image(image)
+    if known:
+        options.refine_focal_length = options.refine_extra_params = options.refine_rig_from_world = False
+    else:
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+
+
 @contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes its place at `folder` when all is written."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

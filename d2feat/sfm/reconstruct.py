@@ -25,17 +25,28 @@ from .layout import (
     MATCHES_FILE,
     MODEL_FOLDER,
     PAIRS_FILE,
+    REFINED_FOLDER,
     WORDS_FILE,
 )
-from .mapping import Figures, build_model, figures, read_cameras, read_model, triangulate
+from .mapping import (
+    Figures,
+    build_model,
+    figures,
+    read_cameras,
+    read_model,
+    replacing_folder,
+    triangulate,
+)
 from .methods import FOREIGN, Method
 from .pairs import EXHAUSTIVE, exhaustive, listed, retrieved, sequential
 from .photos import cameras_of, find_photos
 from .picture import draw_model
 from .retrieval import PREVIEWED, SAMPLED, SAMPLES, global_descriptor, learn_words, preview
 from .stages import check_source, claim, extract_photos, is_foreign, match_photos, write_json
+from .tracks import refine_tracks
 
 PAIRINGS: Final = ("auto", "exhaustive", "sequential", "retrieval")
+MODELS: Final = MODEL_FOLDER, REFINED_FOLDER
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, what was done of it since the last call, and all there is to do."""
@@ -65,6 +76,7 @@ def reconstruct(
     reference: Path | None = None,
     *,
     own_cameras: bool = False,
+    refine: bool = False,
 ) -> Result:
     """Reconstruct the photographs of a folder, in `out`.
 
@@ -80,6 +92,8 @@ def reconstruct(
             triangulated.
         own_cameras: of photos whose EXIF does not tell their camera each has its own; else those of one size
             share one, which is more exact where one camera took them, and wrong where not.
+        refine: a second model, in ``refined``, whose observations were moved by the photos' pixels
+            (`refine_tracks`); the figures and pictures are of it.
 
     Raises:
         InputError: there are no photographs, or two are called alike in a file of matches; `out` is among
@@ -121,10 +135,10 @@ def reconstruct(
         extract_photos(
             folder, digests, cameras, method, out, lambda done: progress("extraction", done, len(names))
         )
-        check_source(out, FEATURES_FILE, (MATCHES_FILE, DATABASE_FILE, MODEL_FOLDER))
+        check_source(out, FEATURES_FILE, (MATCHES_FILE, DATABASE_FILE, *MODELS))
         pairs = choose_pairs(names, out, pairing)
         match_photos(pairs, method, out, lambda done: progress("matching", done, len(pairs)))
-        check_source(out, MATCHES_FILE, (DATABASE_FILE, MODEL_FOLDER))
+        check_source(out, MATCHES_FILE, (DATABASE_FILE, *MODELS))
         seconds = {}
         for stage, name in (("extraction", FEATURES_FILE), ("matching", MATCHES_FILE)):
             with hdf5.open_hdf5(out / name) as file:
@@ -134,7 +148,10 @@ def reconstruct(
         seconds["mapping"] = _timed(
             out / MODEL_FOLDER, lambda: _map(folder, out, len(names), poses, progress)
         )
-        model = read_model(out / MODEL_FOLDER)
+        if refine:
+            moving = functools.partial(_refine, folder, out, poses is not None, progress)
+            seconds["refinement"] = _timed(out / REFINED_FOLDER, moving)
+        model = read_model(out / (REFINED_FOLDER if refine else MODEL_FOLDER))
         model.export_PLY(out / "points.ply")
         draw_model(model, out / "model.png")
         result = Result(
@@ -242,6 +259,13 @@ def _map(folder: Path, out: Path, count: int, poses: dict[str, Any] | None, prog
         build_model(out / DATABASE_FILE, folder, out / MODEL_FOLDER, lambda: progress("mapping", 1, count))
     else:
         triangulate(out / DATABASE_FILE, folder, out / MODEL_FOLDER, poses)
+
+
+def _refine(folder: Path, out: Path, known: bool, progress: Progress) -> None:
+    model = read_model(out / MODEL_FOLDER)
+    with replacing_folder(out / REFINED_FOLDER) as partial:
+        refine_tracks(model, folder, known, functools.partial(progress, "refinement"))
+        model.write(partial)
 
 
 def _timed(made: Path, make: Callable[[], Any]) -> float:
