@@ -27,7 +27,7 @@ TOLERANCE: Final = (2.0, 0.1)
 REACH: Final = 20.0
 """Distance in px at which a neighbour counts half."""
 LARGEST_SCALE: Final = 8.0
-"""Between the images; a map that scales by more, or by less than its inverse, is not believed."""
+"""Between the images; a map that stretches any direction by more, or by less than its inverse, is none."""
 
 _BLOCK: Final = 256
 """Matches at once, for which some 5 MB are needed."""
@@ -39,14 +39,15 @@ def local_affinities(points1: Array, points2: Array) -> tuple[Array, Mask]:
     """The affine map, image 1 to image 2, about each match.
 
     Each two of the nearest neighbours propose the map that takes them, and the match itself, to where they
-    were matched. The one that most of the neighbours agree with is fitted to these by least squares.
+    were matched. The one that most of the neighbours agree with is fitted to these by least squares. Of
+    several matches at one place the first is asked.
 
     Args:
         points1, points2: M x 2, (x, y) in pixels, of matches.
 
     Returns:
-        M x 2 x 2, linear parts; and M bool, whether enough neighbours agree and the map keeps the handedness
-        and scales by no more than `LARGEST_SCALE`.
+        M x 2 x 2, linear parts; and M bool, whether enough neighbours agree, and the map keeps the handedness
+        and stretches no direction by more than `LARGEST_SCALE`, or less than its inverse.
     """
     count = len(points1)
     maps, believed = np.tile(np.eye(2, dtype=np.float32), (count, 1, 1)), np.zeros(count, bool)
@@ -92,7 +93,7 @@ def _agreed(offsets1: Array, offsets2: Array, away: Mask) -> tuple[Array, Mask]:
     # Drawn a little to what was proposed, or offsets along one line would leave the map open.
     drawn = (1e-3 * np.trace(normal, axis1=1, axis2=2) + 1e-6)[:, None, None] * np.eye(2)
     fitted = np.linalg.solve(normal + drawn, right + drawn @ proposed[rows, best]).transpose(0, 2, 1)
-    areas = np.linalg.det(fitted)
-    believed = (agree.sum(1) >= AGREEING) & spanning[rows, best]
-    believed &= (areas > LARGEST_SCALE**-2) & (areas < LARGEST_SCALE**2)
+    most, least = np.linalg.svd(fitted, compute_uv=False).T
+    believed = (agree.sum(1) >= AGREEING) & spanning[rows, best] & (np.linalg.det(fitted) > 0)
+    believed &= (most < LARGEST_SCALE) & (least > 1 / LARGEST_SCALE)
     return fitted.astype(np.float32), believed

@@ -37,8 +37,9 @@ def photographs() -> list[np.ndarray]:
     return [cv2.resize(picture[..., ::-1], (600, 600), interpolation=cv2.INTER_AREA) for picture in pictures]
 
 
-def render(azimuth: float, height: float = 1.6, distance: float = 4.4) -> View:
-    """The scene from `azimuth` degrees between the walls (45 is the diagonal)."""
+def render(azimuth: float, height: float = 1.6, distance: float = 4.4, larger: int = 1) -> View:
+    """The scene from `azimuth` degrees between the walls (45 is the diagonal), so many times larger."""
+    size, focal = (SIZE[0] * larger, SIZE[1] * larger), FOCAL * larger
     angle = np.deg2rad(azimuth)
     centre = np.array([distance * np.cos(angle), -height, distance * np.sin(angle)])
     forward = np.array([0.7, -1.1, 0.7]) - centre
@@ -47,7 +48,7 @@ def render(azimuth: float, height: float = 1.6, distance: float = 4.4) -> View:
     right /= np.linalg.norm(right)
     R = np.stack([right, np.cross(forward, right), forward])
     t = -R @ centre
-    K = np.array([[FOCAL, 0, (SIZE[0] - 1) / 2], [0, FOCAL, (SIZE[1] - 1) / 2], [0, 0, 1]])
+    K = np.array([[focal, 0, (size[0] - 1) / 2], [0, focal, (size[1] - 1) / 2], [0, 0, 1]])
     # Each face by its corner in the scene and the directions of its picture's x and y.
     faces = [
         ((0, -1, 1), (0, 0, -1), (0, 1, 0)),
@@ -57,7 +58,7 @@ def render(azimuth: float, height: float = 1.6, distance: float = 4.4) -> View:
     samples = 3
     fine = np.diag([samples, samples, 1.0])
     fine[:2, 2] = (samples - 1) / 2
-    canvas = np.full((SIZE[1] * samples, SIZE[0] * samples, 3), 128, np.uint8)
+    canvas = np.full((size[1] * samples, size[0] * samples, 3), 128, np.uint8)
     for picture, (corner, across, down) in zip(photographs(), faces, strict=True):
         to_scene = SIDE * np.column_stack([np.array(across) / 599, np.array(down) / 599, corner])
         H = fine @ K @ (R @ to_scene + np.column_stack([np.zeros((3, 2)), t]))
@@ -66,7 +67,7 @@ def render(azimuth: float, height: float = 1.6, distance: float = 4.4) -> View:
             np.full(picture.shape[:2], 255, np.uint8), H, whole, flags=cv2.INTER_NEAREST
         )
         cv2.copyTo(cv2.warpPerspective(picture, H, whole, flags=cv2.INTER_CUBIC), seen, canvas)
-    return View(cv2.resize(canvas, SIZE, interpolation=cv2.INTER_AREA), K, R, t)
+    return View(cv2.resize(canvas, size, interpolation=cv2.INTER_AREA), K, R, t)
 
 
 def write_views(folder: Path, views: dict[str, View]) -> None:

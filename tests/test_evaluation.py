@@ -629,18 +629,23 @@ def test_refined_matches_are_nearer_to_the_truth() -> None:
     assert refined.overall.localisation is not None
     assert refined.overall.localisation < 0.5 * raw.overall.localisation
     assert refined.overall.auc[0] > raw.overall.auc[0]
+    assert refined.overall.mma[0] > raw.overall.mma[0]
+    assert refined.overall.matching_score >= raw.overall.matching_score
+    legacy = [np.mean([pair.legacy_corner_errors for pair in one.pairs]) for one in (raw, refined)]
+    assert legacy[1] < legacy[0]
     # What is found and matched is the same.
     assert refined.overall.matches == raw.overall.matches
     assert refined.overall.repeatability == raw.overall.repeatability
     assert refined.overall.legacy_matches == raw.overall.legacy_matches
 
 
-def test_the_command_refines() -> None:
+def test_the_commands_refine(folder: Path) -> None:
     pytest.importorskip("skimage")
-    arguments = ["synthetic", "skimage", "--count", "1", "--methods", "orb", "--nfeatures", "300", "--refine"]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
-    assert result.exit_code == 0, result.output
-    assert "orb refined" in result.output
+    for what in (["synthetic", "skimage", "--count", "1"], ["sequences", str(folder)]):
+        arguments = [*what, "--methods", "orb", "--nfeatures", "300", "--refine"]
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+        assert result.exit_code == 0, result.output
+        assert "orb refined" in result.output
 
 
 def test_without_matplotlib_the_error_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

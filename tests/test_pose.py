@@ -146,5 +146,7 @@ def test_the_command_compares_methods(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*arguments, "--images", str(tmp_path / "images")])
     assert done.exit_code == 0, done.output
     assert {"sift", "orb"} <= {line.split()[0] for line in done.output.splitlines() if line.strip()}
+    refined = CliRunner().invoke(app, [*arguments, "--images", str(tmp_path / "images"), "--refine"])
+    assert "sift refined" in refined.output
     missing = CliRunner().invoke(app, arguments)
     assert isinstance(missing.exception, InputError)

@@ -126,6 +126,8 @@ def test_arrays_and_objects_say_the_same() -> None:
     for some in (
         d2feat.refine(one, keypoints[0], two, keypoints[1], matches),
         d2feat.refine(cv2.UMat(one), points1.astype(np.float64), two, keypoints[1], tuple(matches)),
+        d2feat.refine(one, np.array(keypoints[0]), two, points2[:, None], np.array(matches)),
+        d2feat.refine(one, points1[order], two, points2[order, None]),
     ):
         assert np.array_equal(some[0], source)
         assert np.array_equal(some[1], target)
@@ -165,11 +167,55 @@ def test_what_cannot_be_refined_stays() -> None:
 
 
 def test_no_match_moves_far() -> None:
-    H = turned(5)
+    """Blurred, so that each is drawn to its place from far away; from 6 px it comes there, from 20 not."""
+    one = cv2.GaussianBlur(views(turned(0))[0], (0, 0), 8)
+    points1 = np.random.default_rng(0).uniform(60, 340, (200, 2)).astype(np.float32)
+    for offset, comes in ((6, True), (20, False)):
+        points2 = points1 + np.float32((offset, 0))
+        refined = refine_points(one, one, points1, points2)
+        assert np.linalg.norm(refined - points2, axis=1).max() < 15
+        assert ((np.linalg.norm(refined - points1, axis=1) < 1).mean() > 0.5) == comes
+
+
+def test_a_match_on_a_straight_edge_does_not_run_along_it() -> None:
+    random = np.random.default_rng(0)
+    edge = np.where(np.arange(300)[:, None] < 150, 60, 180) * np.ones((1, 400))
+    one, two = (
+        np.clip(cv2.GaussianBlur(edge, (0, 0), 1) + random.normal(0, 4, edge.shape), 0, 255).astype(np.uint8)
+        for _ in range(2)
+    )
+    points1 = np.column_stack([random.uniform(30, 370, 200), random.uniform(145, 155, 200)]).astype(
+        np.float32
+    )
+    points2 = points1 + random.normal(0, 1, points1.shape).astype(np.float32)
+    along, across = np.abs(refine_points(one, two, points1, points2) - points1).T
+    assert np.median(across) < 0.25
+    assert np.median(along) < 1.2 * np.median(np.abs(points2 - points1)[:, 0])
+    assert along.max() < 8
+
+
+@pytest.mark.parametrize("turn", [0.0, 30.0])
+def test_matches_at_the_rim_are_refined_by_what_both_images_show(turn: float) -> None:
+    """The rim of image 2 runs through the patches, and beyond it is not what image 1 shows."""
+    H = turned(turn)
     one, two = views(H)
-    points1, points2 = corners(one, H, noise=0.5, wrong=0.5)
-    way = np.linalg.norm(refine_points(one, two, points1, points2) - points2, axis=1)
-    assert way.max() < 2 * 8 + 3
+    points1, points2 = corners(one, H, noise=0.5)
+    for image1, image2, first, second, truth in (
+        (one, np.ascontiguousarray(two[:, 100:]), points1, points2 - np.float32((100, 0)), H),
+        (np.ascontiguousarray(two[:, 100:]), one, points2 - np.float32((100, 0)), points1, np.linalg.inv(H)),
+    ):
+        cut = np.array([[1.0, 0, -100], [0, 1, 0], [0, 0, 1]])
+        truth = cut @ truth if image2 is not one else truth @ np.linalg.inv(cut)
+        there = second if image2 is not one else first
+        near = (there[:, 0] > 1) & (there[:, 0] < 10)
+        inside = there[:, 0] > -0.5
+        before = match_errors(first, second, truth)
+        refined = second.copy()
+        refined[inside] = refine_points(image1, image2, first[inside], second[inside])
+        after = match_errors(first, refined, truth)
+        assert near.sum() > 5
+        assert np.median(after[near]) < 0.2 < np.median(before[near])
+        assert (after[near] > before[near] + 0.3).sum() <= 1
 
 
 def test_places_outside_of_an_image_or_nowhere_stay() -> None:
@@ -200,8 +246,9 @@ def test_few_matches(count: int) -> None:
     assert source.shape == target.shape == (count, 2)
     if count < 6:
         assert np.array_equal(target, points2[:count])
-    source, target = d2feat.refine(one, (), two, None, ())
-    assert source.shape == target.shape == (0, 2)
+    nothing = np.array([])
+    for none in (d2feat.refine(one, (), two, None, ()), d2feat.refine(one, nothing, two, nothing, nothing)):
+        assert none[0].shape == none[1].shape == (0, 2)
 
 
 def test_matches_of_one_place_are_all_refined() -> None:
@@ -220,12 +267,13 @@ def test_matches_of_one_place_are_all_refined() -> None:
     [
         ({"image1": None}, "image is None"),
         ({"image2": np.zeros((4, 4), np.float32)}, "must be 8-bit"),
-        ({"keypoints1": np.zeros((3, 3))}, r"N x 2 array of numbers, not of \(3, 3\)"),
+        ({"keypoints1": np.zeros((3, 3))}, r"N x 2 array of numbers, not float64 of shape \(3, 3\)"),
         ({"keypoints2": [1, 2]}, "sequence of cv2.KeyPoint"),
-        ({"matches": [[cv2.DMatch(0, 0, 0.0)]]}, "of knnMatch's lists take the first"),
-        ({"matches": np.zeros((2, 2))}, r"M x 2 array of indices, not of \(2, 2\)"),
+        ({"matches": [[cv2.DMatch(0, 0, 0.0)]]}, "of the lists that knnMatch gives take the first"),
+        ({"matches": np.zeros((2, 2))}, r"M x 2 array of indices, not float64 of shape \(2, 2\)"),
         ({"matches": [cv2.DMatch(1, 3, 0.0)]}, "of keypoint 3 of image 2, which has 3"),
         ({"matches": np.array([(-1, 0)])}, "of keypoint -1 of image 1"),
+        ({"matches": None, "keypoints2": np.zeros((2, 2))}, "3 and 2 keypoints do not match one by one"),
         ({"image1": np.zeros((1, 32767), np.uint8)}, "at most 32766 px"),
     ],
 )
@@ -255,7 +303,9 @@ def test_neighbours_agree_on_the_map_though_most_are_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "linear", [np.diag([-1.0, 1]), np.diag([9.0, 9]), np.diag([0.1, 0.1])], ids=["mirror", "9", "1 / 10"]
+    "linear",
+    [np.diag([-1.0, 1]), np.diag([9.0, 9]), np.diag([0.1, 0.1]), np.diag([200, 1 / 200])],
+    ids=["mirror", "9", "1 / 10", "a line"],
 )
 def test_maps_that_are_none_are_not_believed(linear: np.ndarray) -> None:
     points = np.random.default_rng(0).uniform(0, 300, (100, 2)).astype(np.float32)

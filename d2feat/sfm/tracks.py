@@ -23,8 +23,8 @@ from .mapping import adjust
 
 _HELD: Final = 8
 """Photos that are kept decoded."""
-_KEPT: Final = 4.0, 0.5
-"""Largest error of reprojection, px, and smallest angle between rays, degrees, of points, as when mapping."""
+_KEPT: Final = 2.0, 0.5
+"""Largest error of reprojection, px, and smallest angle between rays, degrees, of what is kept."""
 
 Pixels = npt.NDArray[np.float64]
 
