@@ -64,9 +64,12 @@ PICTURES = {
 }
 
 
-def median_error(result: Comparison, H: np.ndarray) -> float:
-    """Median error, px, of the matches within 3 px: how exact the right ones are."""
-    return localisation(match_errors(result.points1, result.points2, H))
+def median_errors(result: Comparison, image: Image, changed: Image, H: np.ndarray) -> tuple[float, float]:
+    """Median error, px, of the matches within 3 px: how exact the right ones are, also once refined."""
+    refined = d2feat.refine(image, result.points1, changed, result.points2)
+    raw = result.points1, result.points2
+    before, after = (localisation(match_errors(*points, H)) for points in (raw, refined))
+    return before, after
 
 
 def main() -> None:
@@ -76,11 +79,11 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     detectors = {"D2-Net": d2feat.create(1000), "SIFT": cv2.SIFT_create(1000)}
-    columns = "inliers | corner error | right matches off by"
+    columns = "inliers | corner error | right matches off by | refined"
     print(f"| change | D2-Net: {columns} | SIFT: {columns} |")
-    print("|---" * 7 + "|")
+    print("|---" * 9 + "|")
     for name, change in CHANGES.items():
-        figures: dict[str, list[tuple[float, float, float]]] = {method: [] for method in detectors}
+        figures: dict[str, list[tuple[float, ...]]] = {method: [] for method in detectors}
         for photograph in PHOTOGRAPHS:
             picture = cv2.cvtColor(getattr(data, photograph)(), cv2.COLOR_RGB2BGR)
             image = cv2.resize(picture, SIZE, interpolation=cv2.INTER_AREA)
@@ -88,7 +91,8 @@ def main() -> None:
             results = [compare(method, one, image, changed, H) for method, one in detectors.items()]
             for result in results:
                 error = float("inf") if result.corner_error is None else result.corner_error
-                figures[result.method].append((len(result.homography), error, median_error(result, H)))
+                off = median_errors(result, image, changed, H)
+                figures[result.method].append((len(result.homography), error, *off))
             for file, shown in PICTURES.items():
                 if shown == (photograph, name):
                     drawn = stack([draw_comparison(image, changed, result) for result in results])
@@ -96,11 +100,12 @@ def main() -> None:
                     cv2.imwrite(str(out / file), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
         cells = []
         for rows in figures.values():
-            inliers, corner, off = np.median(np.array(rows), axis=0)
+            inliers, corner, off, refined = np.median(np.array(rows), axis=0)
             cells += [
                 f"{inliers:.0f}",
                 f"{corner:.2f} px" if np.isfinite(corner) else "none found",
                 f"{off:.2f} px",
+                f"{refined:.2f} px",
             ]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

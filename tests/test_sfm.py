@@ -422,6 +422,8 @@ def test_refined_observations_make_better_cameras(
         assert place.model.compute_mean_reprojection_error() == result.figures.reprojection_error
         (found,) = localize_photos(place, {folder / "b.png": None}, method())
     assert found.inliers > 50
+    errors = leave_one_out.leave_one_out(out, method().matching)
+    assert max(error.rotation for error in errors) < 0.5
     keep_best(out / "features.h5", 300)
     with pytest.raises(InputError, match=r"used for .*sparse, refined in"):
         reconstruct(folder, out, method())

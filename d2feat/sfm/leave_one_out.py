@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from ..errors import D2FeatError, InputError
 from .colmap import pycolmap
-from .layout import best_model
 from .localize import Map, calibrated, localize
-from .mapping import adjust, read_model
+from .mapping import adjust
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ def leave_one_out(folder: Path, matching: dict[str, Any]) -> list[PoseError]:
     Raises:
         InputError: there is no model in it, or it has fewer than four.
     """
-    whole = read_model(best_model(folder))
+    with Map(folder) as place:  # which sees that the features are those of the model
+        whole = place.model
     if whole.num_reg_images() < 4:
         raise InputError(f"{folder} has {whole.num_reg_images()} registered photos; four are needed")
     extent = camera_extent(whole, registered(whole))

@@ -56,6 +56,10 @@ class Localized:
 class Map:
     """A reconstruction's folder, opened for localisation; use it in a `with`.
 
+    Args:
+        folder: of `reconstruct`.
+        model: a part of its model, to be taken in its place.
+
     Attributes:
         model: `pycolmap.Reconstruction`.
         names: of its registered photos, whose points are `points`.
@@ -71,7 +75,8 @@ class Map:
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
         self._features = hdf5.open_hdf5(folder / FEATURES_FILE)
-        self._check_features()
+        if model is None:
+            self._check_features()
         self._words = np.load(folder / WORDS_FILE)
         with hdf5.open_hdf5(folder / GLOBAL_FILE) as file:
             self._global = np.stack([file[name]["global_descriptor"][()] for name in self.names])
