@@ -8,11 +8,12 @@ import pytest
 from skimage import data
 
 import d2feat
-from d2feat.affinities import local_affinities
 from d2feat.evaluation.metrics import match_errors, project
 from d2feat.evaluation.synthetic import relight, render
 from d2feat.matching import match_indices
 from d2feat.refinement import refine_points
+from d2feat.refinement.affinities import local_affinities
+from d2feat.refinement.sharpness import blur_between
 
 SIZE = (480, 400)
 
@@ -84,6 +85,37 @@ def test_light_blur_noise_and_jpeg_are_borne(number: int) -> None:
     errors = match_errors(points1, refine_points(one, changed, points1, points2), H)
     assert np.median(errors) < 0.25
     assert (errors < 1).mean() > (match_errors(points1, points2, H) < 1).mean() + 0.2
+
+
+@pytest.mark.parametrize("blur", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("blurred", [1, 2])
+def test_a_blurred_image_is_no_less_exact(blur: float, blurred: int) -> None:
+    """Sharp patches lie as well anywhere within what blur has spread: blurred alike they lie at one place."""
+    H = turned(10, tilt=1e-4)
+    images = list(views(H))
+    points1, points2 = corners(images[0], H, noise=0.8)
+    images[blurred - 1] = cv2.GaussianBlur(images[blurred - 1], (0, 0), blur)
+    errors = match_errors(points1, refine_points(*images, points1, points2), H)
+    assert np.median(errors) < (0.1 if blur < 4 else 0.4)
+
+
+def test_noise_is_not_taken_for_sharpness() -> None:
+    """Nor a darker image for a blurred one: only blur is, and its amount is found."""
+    H = turned(5)
+    one, two = views(H)
+    greys = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.float32) for image in (one, two)]
+    points1, points2 = corners(one, H, noise=0.0)
+    maps = np.broadcast_to(H[:2, :2].astype(np.float32), (len(points1), 2, 2))
+
+    def blur(image1: np.ndarray, image2: np.ndarray) -> float:
+        return blur_between(image1, image2, (1.0, 1.0), points1, points2, maps)
+
+    noisy = greys[1] + np.random.default_rng(0).normal(0, 20, greys[1].shape).astype(np.float32)
+    assert blur(*greys) == blur(greys[0], noisy) == blur(noisy, greys[0]) == blur(greys[0], greys[1] / 4) == 0
+    for amount in (1.0, 1.5, 3.0, 5.0):
+        soft = cv2.GaussianBlur(greys[1], (0, 0), amount)
+        assert blur(greys[0], soft) == pytest.approx(amount, rel=0.2)
+        assert blur(cv2.GaussianBlur(greys[0], (0, 0), amount), greys[1]) == pytest.approx(-amount, rel=0.2)
 
 
 def test_gain_and_offset_change_nothing() -> None:
