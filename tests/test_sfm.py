@@ -31,6 +31,7 @@ from d2feat.images import digest
 from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
 from d2feat.sfm.colmap import pycolmap
 from d2feat.sfm.database import build_database
+from d2feat.sfm.layout import best_model
 from d2feat.sfm.localize import Map, benchmark_line, calibrated, localize, localize_photos, read_queries
 from d2feat.sfm.night import darken_half
 from d2feat.sfm.reconstruct import Result, reconstruct
@@ -405,7 +406,7 @@ def test_refined_observations_make_better_cameras(
     # What COLMAP made stays, and all is there for the next run.
     assert (out / "sparse/images.bin").read_bytes() == mapped
     assert reconstruct(folder, out, method(), refine=True) == result
-    assert reconstruct(folder, out, method()).figures == built[1].figures
+    assert reconstruct(folder, out, method()) == result
     model, refined = (pycolmap.Reconstruction(out / name) for name in ("sparse", "refined"))
     moved, idle = [], 0
     for i, image in refined.images.items():
@@ -424,22 +425,44 @@ def test_refined_observations_make_better_cameras(
     assert found.inliers > 50
     errors = leave_one_out.leave_one_out(out, method().matching)
     assert max(error.rotation for error in errors) < 0.5
+    # Of a model that was replaced it is not.
+    model.delete_point3D(min(model.points3D))
+    model.write(out / "sparse")
+    assert best_model(out) == out / "sparse"
+    assert reconstruct(folder, out, method()).figures.points == built[1].figures.points - 1
+    assert reconstruct(folder, out, method(), refine=True).figures.points < result.figures.points + 1
+    assert best_model(out) == out / "refined"
     keep_best(out / "features.h5", 300)
     with pytest.raises(InputError, match=r"used for .*sparse, refined in"):
         reconstruct(folder, out, method())
 
 
-def test_photos_are_refined_as_they_are_stored(views: dict[str, View], tmp_path: Path) -> None:
-    """One photo lies on its side, and says so: its keypoints are those of the file's pixels."""
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_photos_are_refined_as_they_are_stored(views: dict[str, View], tmp_path: Path, suffix: str) -> None:
+    """Two photos lie on their sides, and say so: keypoints are those of the file's pixels."""
     photos = tmp_path / "photos"
-    write_views(photos, {name: views[name] for name in ("a.png", "b.png", "sub/c.png")})
-    cv2.imwrite(str(photos / "b.png"), np.ascontiguousarray(np.rot90(views["b.png"].image)))
-    add_exif(photos / "b.png", 6)
+    photos.mkdir()
+    named = {Path(name).stem + suffix: view for name, view in views.items()}
+    for i, (name, view) in enumerate(named.items()):
+        stored = {1: np.rot90(view.image), 3: np.rot90(view.image, 2)}.get(i, view.image)
+        cv2.imwrite(str(photos / name), np.ascontiguousarray(stored), [cv2.IMWRITE_JPEG_QUALITY, 100])
+    add_exif(photos / f"b{suffix}", 6)
+    add_exif(photos / f"d{suffix}", 3)
     out = tmp_path / "out"
     before = reconstruct(photos, out, method()).figures
-    assert before.registered == 3
     refined = reconstruct(photos, out, method(), refine=True).figures
-    assert refined.reprojection_error < 0.7 * before.reprojection_error
+    assert before.registered == refined.registered == 5
+    assert refined.points > 0.9 * before.points > 100
+    assert refined.reprojection_error < 0.5 * before.reprojection_error
+    errors = [camera_errors(out, name, named).mean() for name in ("sparse", "refined")]
+    assert errors[1] < errors[0] < 0.1
+    # The adjustment leaves the scale alone, which it is free to choose.
+    extents = [
+        leave_one_out.camera_extent(model, leave_one_out.registered(model))
+        for model in (pycolmap.Reconstruction(out / name) for name in ("sparse", "refined"))
+    ]
+    assert 0.5 < extents[1] / extents[0] < 2
+    assert extents[0] < 100
 
 
 def test_known_cameras_stay_when_observations_are_refined(

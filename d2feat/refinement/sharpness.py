@@ -3,6 +3,7 @@
 A sharp and a blurred patch are alike at several shifts; blurred alike they are at one.
 """
 
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ MARGIN: Final = 0.004
 
 _ASKED: Final = 100
 """Matches at most."""
-_TRIED: Final = 1.0, 2.0
+_TRIED: Final = 1.0, 2.0, 3.0
 """Blurs by which is found out whether an image is the sharper one, in samples,"""
 _BLURS: Final = tuple(0.5 * 2 ** (i / 2) for i in range(9))
 """and those of which the best is taken: 0.5 to 8."""
@@ -45,10 +46,13 @@ def blur_between(
     places1 = warped(points1[chosen], identity * np.float32(steps[0]))
     places2 = warped(points2[chosen], maps[chosen] * np.float32(steps[0]))
 
+    @cache
+    def patches(number: int, blur: float) -> Array:
+        image, places = ((image1, places1), (image2, places2))[number]
+        return normalised(sample(smooth(image, steps[number], blur), places), weights)[0]
+
     def alike(blur1: float, blur2: float) -> float:
-        patches1 = normalised(sample(smooth(image1, steps[0], blur1), places1), weights)[0]
-        patches2 = normalised(sample(smooth(image2, steps[1], blur2), places2), weights)[0]
-        return float(correlation(patches1, patches2, weights).clip(min=0).mean())
+        return float(correlation(patches(0, blur1), patches(1, blur2), weights).clip(min=0).mean())
 
     for blur in _TRIED:
         both = alike(blur, blur)
@@ -67,8 +71,10 @@ def blur_between(
 
 
 def _peak(found: list[float]) -> float:
-    """The best of `_BLURS`, by the parabola through the last three, as the last but one is the greatest."""
-    before, top, after = found[-3:]
-    bend = before - 2 * top + after
-    offset = (before - after) / (2 * bend) if bend < 0 else 0.0
-    return float(_BLURS[len(found) - 2] * 2 ** (np.clip(offset, -1, 1) / 2))
+    """The best of `_BLURS`, between which it is taken from the parabola through it and its neighbours."""
+    top = int(np.argmax(found))
+    if top in (0, len(found) - 1):
+        return _BLURS[top]
+    before, after = found[top - 1], found[top + 1]
+    offset = (before - after) / (2 * (before - 2 * found[top] + after))
+    return float(_BLURS[top] * 2 ** (offset / 2))

@@ -16,7 +16,7 @@ from ..feature2d import create
 from ..model import DEFAULT
 from ..options import Model, Multiscale, Provider, check_folder_of
 from ..terminal import figure_table, stage_progress
-from .layout import DATABASE_FILE, FEATURES_FILE, MODEL_FOLDER, REFINED_FOLDER, SIFT_FOLDER
+from .layout import DATABASE_FILE, FEATURES_FILE, MODEL_FOLDER, SIFT_FOLDER, best_model
 
 if TYPE_CHECKING:
     from .localize import Localized
@@ -47,7 +47,11 @@ def reconstruct(
         ),
     ] = False,
     refine: Annotated[
-        bool, typer.Option("--refine", help="move observations by the photographs' pixels: more exact")
+        bool,
+        typer.Option(
+            "--refine",
+            help="also OUT/refined, a more exact model: points' places refined by the photographs' pixels",
+        ),
     ] = False,
     sift: Annotated[bool, typer.Option(help="with COLMAP's SIFT, too, in OUT/sift")] = True,
     nfeatures: FeatureCount = NFEATURES,
@@ -96,8 +100,7 @@ def reconstruct(
             soft_wrap=True,
         )
     console.print(
-        f"wrote {out}: COLMAP's model is {out / (REFINED_FOLDER if refine else MODEL_FOLDER)}; "
-        f"see {out / 'model.png'}",
+        f"wrote {out}: COLMAP's model is {best_model(out)}; see {out / 'model.png'}",
         soft_wrap=True,
         markup=False,
     )

@@ -29,6 +29,10 @@ NEAREST: Final = 20
 MAX_ERROR: Final = 8.0
 """Reprojection error of an inlier of the pose, px."""
 MIN_INLIERS: Final = 12
+_SAME: Final = 1e-2
+"""Distance of positions that are the same, px, but for rounding;"""
+_REFINED: Final = 16.0
+"""and of those of which half were refined, at most."""
 GAIN: Final = 0.03
 """Where EXIF tells no focal length, an estimated one is taken if the cost falls by more than this share, or
 by 5 / N with N matches, for a parameter more fits noise (by a tenth of that in the mean, of chi-squared): a
@@ -96,10 +100,10 @@ class Map:
         for name in self.names:
             points, keypoints = self.images[name].points2D, hdf5.read_keypoints(self._features, name)
             same = len(points) == len(keypoints)
-            if same:
-                idle = [i for i, point in enumerate(points) if not point.has_point3D()]
-                places = np.array([points[i].xy for i in idle]).reshape(-1, 2)
-                same = np.allclose(places, keypoints[idle] + 0.5, atol=1e-2)
+            if same and len(points):
+                apart = np.abs(np.array([point.xy for point in points]) - keypoints - 0.5).max(1)
+                observed = np.array([point.has_point3D() for point in points])
+                same = (apart[~observed] < _SAME).all() and np.median(apart) < _REFINED
             if not same:
                 raise InputError(
                     f"{self.folder / FEATURES_FILE} is not the file that the model there was made of: {name} "

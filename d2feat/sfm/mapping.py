@@ -185,7 +185,9 @@ def adjust(model: Any, known: bool = False) -> None:
     if known:
         options.refine_focal_length = options.refine_extra_params = options.refine_rig_from_world = False
     else:
-        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        # Not TWO_CAMS_FROM_WORLD, which holds one coordinate that may be next to nothing: models of photos of
+        # which some are stored on their sides grew a thousandfold.
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.THREE_POINTS)
     pycolmap.create_default_bundle_adjuster(options, config, model).solve()
 
 

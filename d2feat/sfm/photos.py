@@ -44,6 +44,11 @@ class Photo:
         height, width = self.upright.shape[:2]
         return (height, width) if self.quarters % 2 else (width, height)
 
+    @property
+    def stored(self) -> Image:
+        """The file's pixels."""
+        return np.ascontiguousarray(np.rot90(self.upright, -self.quarters))
+
     def to_stored(self, points: Floats) -> Floats:
         """N x 2 positions in `upright` in the file's pixels."""
         return to_stored(points, self.stored_size, self.quarters)

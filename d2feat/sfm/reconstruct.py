@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,12 @@ from .layout import (
     GLOBAL_FILE,
     MATCHES_FILE,
     MODEL_FOLDER,
+    ORIGIN_FILE,
     PAIRS_FILE,
     REFINED_FOLDER,
     WORDS_FILE,
+    best_model,
+    model_digest,
 )
 from .mapping import (
     Figures,
@@ -93,7 +97,7 @@ def reconstruct(
         own_cameras: of photos whose EXIF does not tell their camera each has its own; else those of one size
             share one, which is more exact where one camera took them, and wrong where not.
         refine: a second model, in ``refined``, whose observations were moved by the photos' pixels
-            (`refine_tracks`); the figures and pictures are of it.
+            (`refine_tracks`). Figures and pictures are of it, in later runs, too, and `localize` takes it.
 
     Raises:
         InputError: there are no photographs, or two are called alike in a file of matches; `out` is among
@@ -148,10 +152,12 @@ def reconstruct(
         seconds["mapping"] = _timed(
             out / MODEL_FOLDER, lambda: _map(folder, out, len(names), poses, progress)
         )
-        if refine:
+        if refine and best_model(out).name != REFINED_FOLDER:
+            shutil.rmtree(out / REFINED_FOLDER, ignore_errors=True)  # of another model
+        if refine or best_model(out).name == REFINED_FOLDER:
             moving = functools.partial(_refine, folder, out, poses is not None, progress)
             seconds["refinement"] = _timed(out / REFINED_FOLDER, moving)
-        model = read_model(out / (REFINED_FOLDER if refine else MODEL_FOLDER))
+        model = read_model(best_model(out))
         model.export_PLY(out / "points.ply")
         draw_model(model, out / "model.png")
         result = Result(
@@ -266,6 +272,7 @@ def _refine(folder: Path, out: Path, known: bool, progress: Progress) -> None:
     with replacing_folder(out / REFINED_FOLDER) as partial:
         refine_tracks(model, folder, known, functools.partial(progress, "refinement"))
         model.write(partial)
+        (partial / ORIGIN_FILE).write_text(model_digest(out / MODEL_FOLDER) + "\n")
 
 
 def _timed(made: Path, make: Callable[[], Any]) -> float:

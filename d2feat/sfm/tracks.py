@@ -12,14 +12,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..images import Image, decode_file
+from ..errors import D2FeatError
+from ..images import Image
 from ..refinement import refine_points
 from .colmap import pycolmap
 from .mapping import adjust
+from .photos import read_photo
 
 _HELD: Final = 8
 """Photos that are kept decoded."""
@@ -40,13 +41,15 @@ def refine_tracks(
         photos: folder of the photographs.
         known: whether the cameras are, and stay.
         advance: called with the pairs of photos done since the last call, and all there are.
+
+    Raises:
+        InputError: a photo cannot be read.
+        D2FeatError: no point is left.
     """
 
     @lru_cache(_HELD)
     def photo(image_id: int) -> Image:
-        # In the pixels of the file, as COLMAP's are.
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        return decode_file(photos / model.images[image_id].name, flags)
+        return read_photo(photos / model.images[image_id].name).stored
 
     observed = {number: _observed(model.images[number]) for number in model.reg_image_ids()}
     references = {number: _reference(model, point) for number, point in model.points3D.items()}
@@ -75,6 +78,8 @@ def refine_tracks(
         advance(1, len(pairs))
     adjust(model, known)
     pycolmap.ObservationManager(model).filter_all_points3D(*_KEPT)
+    if model.num_points3D() == 0:
+        raise D2FeatError("no point is left of the model after refinement; take the one without --refine")
     adjust(model, known)
     for (number, index), place in before.items():
         keypoint = model.images[number].points2D[index]
