@@ -319,7 +319,7 @@ def test_bad_input_is_told(change: dict[str, Any], message: str) -> None:
 # ---- affinities
 
 
-def test_neighbours_agree_on_the_map_though_most_are_wrong() -> None:
+def test_neighbours_agree_on_the_map_though_half_are_wrong() -> None:
     random = np.random.default_rng(0)
     truth = np.float32([(0.6, -1.1), (1.2, 0.7)])
     points1 = random.uniform(0, 300, (400, 2)).astype(np.float32)

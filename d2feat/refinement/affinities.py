@@ -1,6 +1,6 @@
 """What the matches about a match agree on: the affine map from image 1 to image 2 there.
 
-Nothing needs to be known of the scene, the cameras or the features, and most of the matches may be wrong.
+Nothing needs to be known of the scene, the cameras or the features, and half of the matches may be wrong.
 """
 
 from itertools import combinations
@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+from .patches import Array
+
 Mask = npt.NDArray[np.bool_]
 
 NEIGHBOURS: Final = 20
