@@ -28,7 +28,7 @@ from d2feat.cli import app
 from d2feat.errors import D2FeatError, InputError, ModelError
 from d2feat.features import Features
 from d2feat.images import digest
-from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages
+from d2feat.sfm import leave_one_out, methods, pairs, photos, retrieval, stages, tracks
 from d2feat.sfm.colmap import pycolmap
 from d2feat.sfm.database import build_database
 from d2feat.sfm.layout import best_model
@@ -435,6 +435,17 @@ def test_refined_observations_make_better_cameras(
     keep_best(out / "features.h5", 300)
     with pytest.raises(InputError, match=r"used for .*sparse, refined in"):
         reconstruct(folder, out, method())
+
+
+def test_large_photos_are_refined_at_a_smaller_size(
+    built: tuple[Path, Result], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracks, "_EDGE", 200)  # of 288
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    result = reconstruct(folder, out, method(), refine=True)
+    assert result.figures.reprojection_error < 0.8 * built[1].figures.reprojection_error
+    assert result.figures.observations > 0.9 * built[1].figures.observations
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +25,8 @@ from .photos import read_photo
 
 _HELD: Final = 8
 """Photos that are kept decoded."""
+_EDGE: Final = 1600
+"""Longer edge, px, to which larger photos are made smaller, as features are found in them by default."""
 _KEPT: Final = 2.0, 0.5
 """Largest error of reprojection, px, and smallest angle between rays, degrees, of what is kept."""
 
@@ -48,8 +51,8 @@ def refine_tracks(
     """
 
     @lru_cache(_HELD)
-    def photo(image_id: int) -> Image:
-        return read_photo(photos / model.images[image_id].name).stored
+    def photo(image_id: int) -> tuple[Image, Pixels]:
+        return _reduced(read_photo(photos / model.images[image_id].name).stored)
 
     observed = {number: _observed(model.images[number]) for number in model.reg_image_ids()}
     references = {number: _reference(model, point) for number, point in model.points3D.items()}
@@ -65,16 +68,18 @@ def refine_tracks(
     for one, two in pairs:
         # All that both see says how the one looks in the other; what has its reference here moves.
         shared = sorted(observed[one].keys() & observed[two].keys())
+        (image1, scale1), (image2, scale2) = photo(one), photo(two)
         here, there = (
-            _positions(model.images[n], [observed[n][point] for point in shared]) for n in (one, two)
+            _positions(model.images[number], [observed[number][point] for point in shared], scale)
+            for number, scale in ((one, scale1), (two, scale2))
         )
         chosen = np.array([references[point] == one for point in shared])
-        moved = refine_points(photo(one), photo(two), here, there, chosen)
+        moved = refine_points(image1, image2, here, there, chosen)
         for point, place in zip(np.array(shared)[chosen].tolist(), moved[chosen], strict=True):
             index = observed[two][point]
             keypoint = model.images[two].points2D[index]
             before[two, index] = keypoint.xy.copy()
-            keypoint.xy = place.astype(np.float64) + 0.5
+            keypoint.xy = (place.astype(np.float64) + 0.5) / scale2
         advance(1, len(pairs))
     adjust(model, known)
     pycolmap.ObservationManager(model).filter_all_points3D(*_KEPT)
@@ -100,7 +105,16 @@ def _reference(model: Any, point: Any) -> int:
     return images[int((rays @ rays.sum(0)).argmax())]
 
 
-def _positions(image: Any, indices: list[int]) -> npt.NDArray[np.float32]:
-    """N x 2 (x, y) of keypoints, pixel centres at integers."""
+def _reduced(image: Image) -> tuple[Image, Pixels]:
+    """An image of at most `_EDGE`, and its size over the one it had, (x, y)."""
+    size = np.array(image.shape[1::-1])
+    reduced = np.rint(size * min(1.0, _EDGE / size.max())).astype(np.int64).clip(min=1)
+    if (reduced < size).any():
+        image = np.asarray(cv2.resize(image, reduced.tolist(), interpolation=cv2.INTER_AREA), np.uint8)
+    return image, reduced / size
+
+
+def _positions(image: Any, indices: list[int], scale: Pixels) -> npt.NDArray[np.float32]:
+    """N x 2 (x, y) of keypoints in the photo so much smaller, pixel centres at integers."""
     places = np.array([image.points2D[i].xy for i in indices]).reshape(-1, 2)
-    return (places - 0.5).astype(np.float32)
+    return (places * scale - 0.5).astype(np.float32)
