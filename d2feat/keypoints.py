@@ -55,8 +55,11 @@ def read_keypoints(keypoints: Iterable[Any] | None) -> npt.NDArray[np.float32]:
 
 def describable(points: npt.NDArray[np.float32], image_size: tuple[int, int]) -> npt.NDArray[np.int64]:
     """Indices of the M x 3 points, (x, y, scale), that lie in the image and have a finite positive scale."""
-    limit = np.array(image_size, np.float32) - 0.5
-    position, scale = points[:, :2], points[:, 2]
-    # NaN compares false.
-    good = ((position >= -0.5) & (position <= limit)).all(1) & (scale > 0) & np.isfinite(scale)
-    return np.flatnonzero(good)
+    scale = points[:, 2]
+    return np.flatnonzero(within(points[:, :2], image_size) & (scale > 0) & np.isfinite(scale))
+
+
+def within(places: npt.NDArray[np.floating[Any]], image_size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Which places (x, y), the last axis, lie on the pixels of an image of a size (width, height)."""
+    limit = np.array(image_size, places.dtype) - 0.5
+    return np.asarray(((places >= -0.5) & (places <= limit)).all(-1))  # NaN compares false

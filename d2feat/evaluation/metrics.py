@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ..keypoints import within
+
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Size = tuple[int, int]
@@ -82,8 +84,8 @@ def in_common(
     """Which points of each image lie, mapped by the truth, within the other: N and M booleans."""
     forth = facing(H, points1, points2)
     return (
-        _inside(project(points1, forth), size2),
-        _inside(project(points2, np.linalg.inv(forth)), size1),
+        within(project(points1, forth), size2),
+        within(project(points2, np.linalg.inv(forth)), size1),
     )
 
 
@@ -200,11 +202,6 @@ def _mapped(points: npt.ArrayLike, H: npt.ArrayLike) -> tuple[Floats, Floats]:
     mapped = values @ matrix[:, :2].T + matrix[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
         return mapped[:, :2] / mapped[:, 2:], mapped[:, 2]
-
-
-def _inside(points: Floats, size: Size) -> npt.NDArray[np.bool_]:
-    # NaN compares false.
-    return np.asarray(((points >= -0.5) & (points <= np.array(size) - 0.5)).all(axis=1))
 
 
 def _nearest(here: Floats, there: Floats) -> tuple[Indices, Floats, Indices]:

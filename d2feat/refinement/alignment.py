@@ -9,7 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from .patches import RADIUS, Array, Grey, correlation, inside, normalised, sample, transposed, warped, window
+from ..keypoints import within
+from .patches import RADIUS, Array, Grey, correlation, normalised, sample, transposed, warped, window
 
 CORRELATION: Final = 0.7
 """Of the patches in the end, up to which the match stays where it is."""
@@ -38,7 +39,8 @@ def align(
     begun = maps * np.float32(step)
     places = points1[:, None] + offsets * np.float32(step)
     # What of a patch lies beyond an image's edge does not count.
-    weights = weights * inside(places, image1) * inside(warped(points2, begun), image2)
+    size1, size2 = image1.shape[::-1], image2.shape[::-1]
+    weights = weights * within(places, size1) * within(warped(points2, begun), size2)
     seen = weights.sum(1)
     weights /= np.maximum(seen, np.finfo(np.float32).tiny)[:, None]
     root = np.sqrt(weights)

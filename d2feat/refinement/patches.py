@@ -58,12 +58,6 @@ def correlation(patches1: Array, patches2: Array, weights: Array) -> Array:
     return np.asarray((patches1 * patches2 * weights).sum(1))
 
 
-def inside(places: Array, image: Grey) -> npt.NDArray[np.bool_]:
-    """Which places (x, y), the last axis, lie on an image's pixels."""
-    limit = np.array(image.shape[::-1], np.float32) - 0.5
-    return np.asarray(((places >= -0.5) & (places <= limit)).all(-1))  # NaN compares false
-
-
 def transposed(matrices: Array) -> Array:
     """Of each of a stack of matrices."""
     return np.swapaxes(matrices, 1, 2)

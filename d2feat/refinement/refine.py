@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..images import as_image
-from ..keypoints import read_keypoints
+from ..keypoints import read_keypoints, within
 from .affinities import local_affinities
 from .alignment import align
-from .patches import Array, Grey, inside, smooth
+from .patches import Array, Grey, smooth
 from .sharpness import blur_between
 
 COARSE: Final = 2.0, 4
@@ -89,7 +89,8 @@ def refine_points(
     """What `refine` makes of M x 2 points 2, which match points 1; of those of M booleans, where given."""
     greys = _grey(image1), _grey(image2)
     refined = points2.copy()
-    usable = np.flatnonzero(inside(points1, greys[0]) & inside(points2, greys[1]))
+    sizes = [grey.shape[::-1] for grey in greys]
+    usable = np.flatnonzero(within(points1, sizes[0]) & within(points2, sizes[1]))
     maps, believed = local_affinities(points1[usable], points2[usable])
     if chosen is not None:
         believed &= chosen[usable]

@@ -71,15 +71,19 @@ class Map:
     """
 
     def __init__(self, folder: Path, model: Any = None) -> None:
-        if not best_model(folder).is_dir():
-            raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
+        whole = model is None
+        if whole:
+            chosen = best_model(folder)
+            if not chosen.is_dir():
+                raise InputError(f"{folder} holds no reconstruction; make one with: d2feat reconstruct")
+            model = read_model(chosen)
         self.folder = folder
         self.settings = read_settings(folder)
-        self.model = read_model(best_model(folder)) if model is None else model
+        self.model = model
         self.images = {image.name: image for image in self.model.images.values() if image.has_pose}
         self.names = sorted(self.images)
         self._features = hdf5.open_hdf5(folder / FEATURES_FILE)
-        if model is None:
+        if whole:
             self._check_features()
         self._words = np.load(folder / WORDS_FILE)
         with hdf5.open_hdf5(folder / GLOBAL_FILE) as file:

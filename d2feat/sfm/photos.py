@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 from ..features import Floats
 from ..images import SUFFIXES, Image, decode_file, files_under, is_utf8
-from ..orientation import to_stored
+from ..orientation import to_stored, turned
 from .colmap import pycolmap
 
 _QUARTERS: Final = {3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
@@ -47,7 +47,7 @@ class Photo:
     @property
     def stored(self) -> Image:
         """The file's pixels."""
-        return np.ascontiguousarray(np.rot90(self.upright, -self.quarters))
+        return turned(self.upright, -self.quarters)
 
     def to_stored(self, points: Floats) -> Floats:
         """N x 2 positions in `upright` in the file's pixels."""

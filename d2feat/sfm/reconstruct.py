@@ -152,12 +152,14 @@ def reconstruct(
         seconds["mapping"] = _timed(
             out / MODEL_FOLDER, lambda: _map(folder, out, len(names), poses, progress)
         )
-        if refine and best_model(out).name != REFINED_FOLDER:
-            shutil.rmtree(out / REFINED_FOLDER, ignore_errors=True)  # of another model
-        if refine or best_model(out).name == REFINED_FOLDER:
+        chosen = best_model(out)
+        if refine and chosen.name != REFINED_FOLDER:
+            chosen = out / REFINED_FOLDER
+            shutil.rmtree(chosen, ignore_errors=True)  # of another model
+        if chosen.name == REFINED_FOLDER:
             moving = functools.partial(_refine, folder, out, poses is not None, progress)
-            seconds["refinement"] = _timed(out / REFINED_FOLDER, moving)
-        model = read_model(best_model(out))
+            seconds["refinement"] = _timed(chosen, moving)
+        model = read_model(chosen)
         model.export_PLY(out / "points.ply")
         draw_model(model, out / "model.png")
         result = Result(

@@ -5,7 +5,6 @@ Twelve views, 864 x 648, of the scene of `tests.sfm_scene`, whose cameras are kn
 the photos.
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,8 @@ def main() -> None:
     extent = leave_one_out.camera_extent(truth, list(views))
     print("| | points | error of reprojection | rotation | position, of the greatest distance |")
     print("|---" * 5 + "|")
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         write_views(folder / "photos", views)
         detector = d2feat.create(NFEATURES, scales=(1.0,))
         for method in (methods.d2net(detector), methods.sift(NFEATURES)):
@@ -87,8 +86,6 @@ def main() -> None:
                     f"| {method.name}{title} | {figures.points} | {figures.reprojection_error:.2f} px "
                     f"| {rotation:.3f}° | {100 * position:.4f} % |"
                 )
-    finally:
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
